@@ -1,0 +1,1 @@
+"""The decision: who is asked, what was tried, what would help, what is safe."""

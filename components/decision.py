@@ -1,0 +1,245 @@
+"""The question, as data: who is asked, between which options, by which outcome. A decision file is parsed once into a frozen `Decision`."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from features import catalogue
+from features.concepts import concepts
+from features.feature import MODALITIES, Feature, Modality
+
+SHIPPED = Path(__file__).with_name("decisions")
+
+
+class ConcordantError(Exception):
+    """What a person can mend: the message says what is wrong, what was found and what to do. It never holds a value of a patient."""
+
+
+class DecisionError(ConcordantError):
+    """A decision that can't be found or read; names file and line."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Indication(_Frozen):
+    """Who is asked: any of the conditions and any of the drugs on record at time zero, age in years (from, to)."""
+
+    conditions: tuple[str, ...] = ()
+    drugs: tuple[str, ...] = ()
+    age_years: tuple[float, float] = (0, 130)
+
+
+class TimeZero(_Frozen):
+    """When the question is asked. `washout_days`: how far the record must reach back without any option."""
+
+    event: Literal["first_option"]
+    washout_days: int = Field(default=0, ge=0)
+
+
+class Option(_Frozen):
+    """One thing that can be done: RxNorm codes; for dose finding its dose and band in mg a week."""
+
+    label: str
+    codes: tuple[str, ...] = ()
+    dose_mg_week: float | None = None
+    band_mg_week: tuple[float, float] | None = None
+
+    @cached_property
+    def drugs(self) -> tuple[str, ...]:
+        """Names of the drugs that the codes stand for, as `concepts.yaml` has them."""
+        found = (concepts().by_code[("drug/rxnorm", code)] for code in self.codes)
+        return tuple(dict.fromkeys(found))
+
+
+class Harms(_Frozen):
+    """Adverse events that count against an option: any of these conditions, new within the days after time zero, weighs this much."""
+
+    conditions: tuple[str, ...]
+    within_days: int = Field(gt=0)
+    weight: float = Field(ge=0)
+
+
+class Outcome(_Frozen):
+    """What is compared. `change`: value in the window minus `baseline`. `dose`: distance from an option's dose to the dose that was right."""
+
+    name: str
+    kind: Literal["change", "dose"]
+    concept: str
+    unit: str
+    better: Literal["lower", "higher"]
+    baseline: str | None = None
+    window_days: tuple[int, int] | None = None
+    target_day: int | None = None
+    transform: Literal["none", "sqrt"] = "none"
+    harms: Harms | None = None
+
+
+class Term(_Frozen):
+    """One term of a published equation: its coefficient, times a feature where one is named, where all of `when` holds."""
+
+    coefficient: float
+    feature: str | None = None
+    when: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Reference(_Frozen):
+    """A published equation for the transformed outcome, computed beside the model on the same folds."""
+
+    source: str
+    intercept: float
+    terms: tuple[Term, ...]
+
+
+class Decision(_Frozen):
+    """A clinical question between K options, as its file states it."""
+
+    name: str = Field(alias="decision", pattern=r"^[a-z][a-z0-9_]*$")
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    title: str
+    question: str
+    indication: Indication
+    time_zero: TimeZero
+    options: dict[str, Option] = Field(min_length=2)
+    outcome: Outcome
+    minimal_important_difference: float = Field(gt=0)
+    required: tuple[str, ...]
+    features: dict[Modality, tuple[str, ...]]
+    references: dict[str, Reference] = Field(default_factory=dict)
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """The K options in the order in which every array holds them."""
+        return tuple(self.options)
+
+    @property
+    def targets(self) -> int:
+        """Columns that a model predicts: an outcome an option, or the one dose that decides them all."""
+        return 1 if self.outcome.kind == "dose" else len(self.options)
+
+    @cached_property
+    def columns(self) -> tuple[Feature, ...]:
+        """The model's features in order: history, genomics, lifestyle."""
+        return catalogue.select([name for modality in MODALITIES for name in self.features.get(modality, ())])
+
+    @cached_property
+    def extra_columns(self) -> tuple[Feature, ...]:
+        """Features that only a published equation reads."""
+        named = {f for r in self.references.values() for t in r.terms for f in (t.feature, *t.when) if f}
+        return catalogue.select(sorted(named - {feature.name for feature in self.columns}))
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Decision":
+        for problem in _problems(self):
+            raise ValueError(problem)
+        return self
+
+
+def _problems(decision: Decision) -> list[str]:
+    """What the types alone can't see. Each begins with the place to mend, then a bar."""
+    known, found = concepts(), []
+    for name, option in decision.options.items():
+        if not option.codes:
+            found.append(f"options.{name}|option '{name}' has no RxNorm code. Add one under options.{name}.codes.")
+        for code in option.codes:
+            if ("drug/rxnorm", code) not in known.by_code:
+                found.append(f"options.{name}.codes|RxNorm code {code} of option '{name}' is not in concepts.yaml. Add it there under its drug.")
+        if decision.outcome.kind == "dose" and option.dose_mg_week is None:
+            found.append(f"options.{name}|option '{name}' has no dose. A dose decision needs options.{name}.dose_mg_week.")
+    for modality, names in decision.features.items():
+        for feature in names:
+            if feature not in catalogue.FEATURES:
+                found.append(f"features.{modality}|feature '{feature}' is not in the catalogue. Declare it in features/{modality}.py.")
+            elif catalogue.FEATURES[feature].modality != modality:
+                actual = catalogue.FEATURES[feature].modality
+                found.append(f"features.{modality}|feature '{feature}' belongs to {actual}. Move it under features.{actual}.")
+    flat = {name for names in decision.features.values() for name in names}
+    found += [f"required|required input '{name}' is not among the features. Add it there." for name in decision.required if name not in flat]
+    outcome = decision.outcome
+    if outcome.kind == "change" and (outcome.baseline not in flat or outcome.window_days is None or outcome.target_day is None):
+        found.append("outcome|a change needs outcome.baseline (one of the features), outcome.window_days and outcome.target_day.")
+    if outcome.kind == "dose" and outcome.better != "lower":
+        found.append("outcome.better|the outcome of a dose is a distance: it must be 'lower'.")
+    for name in decision.indication.conditions + (outcome.harms.conditions if outcome.harms else ()):
+        if name not in {n for (kind, _), n in known.by_code.items() if kind.startswith("condition/")}:
+            found.append(f"indication.conditions|condition '{name}' is not in concepts.yaml. Add it there with its codes.")
+    return found
+
+
+def shipped() -> list[str]:
+    """Names of the decisions that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def path_of(name: str) -> Path:
+    """File of a shipped decision's name or of a path to a YAML file. Raises DecisionError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        raise DecisionError(f"There is no decision {name!r}. Shipped: {', '.join(shipped())}. Give one of these or a path to a YAML file.")
+    return path
+
+
+def load(name: str) -> Decision:
+    """Decision by a shipped name or a path. Raises DecisionError, which names the file and the line to mend."""
+    path = path_of(name)
+    return parse(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse(text: str, file: str = "decision") -> Decision:
+    """Decision from YAML text."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise DecisionError(f"{file}{where}: this is not YAML: {getattr(error, 'problem', 'unreadable')}.") from error
+    if not isinstance(raw, dict):
+        raise DecisionError(f"{file}, line 1: a decision is a mapping that begins with 'decision: NAME'; found {type(raw).__name__}.")
+    try:
+        return Decision.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        if "|" in message:
+            place, message = message.split("|", 1)
+        elif first["type"] == "extra_forbidden":
+            message = f"'{place}' is not a key of a decision. Remove it or correct its spelling."
+        else:
+            message = f"'{place}': {message[0].lower()}{message[1:]}."
+        raise DecisionError(f"{file}, line {_line(root, place.split('.'))}: decision '{raw.get('decision', '?')}': {message}") from None
+
+
+def _line(node: Any, place: list[str]) -> int:
+    """Line of the deepest part of a dotted place that exists in the file."""
+    line = node.start_mark.line + 1
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == part), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+    return line
+
+
+def transform(decision: Decision, value: Any) -> Any:
+    """Outcome on the scale on which it is modelled."""
+    import numpy as np
+
+    return np.sqrt(np.maximum(value, 0)) if decision.outcome.transform == "sqrt" else value
+
+
+def untransform(decision: Decision, value: Any) -> Any:
+    """Outcome in its own unit, from the scale on which it is modelled."""
+    import numpy as np
+
+    return np.square(np.maximum(value, 0)) if decision.outcome.transform == "sqrt" else value
+
+

@@ -1,0 +1,268 @@
+"""From the members' predictions to effects: expected outcome under each option, every pairwise difference with an interval, overlap.
+
+The blend is learned out of fold. Effects and level have weights of their own: a member may be good at prognosis and poor at telling
+options apart. "The same effect for everybody" is always a candidate, so that the blend need not personalise where nothing is to be gained.
+
+Axis suffixes: N rows, K options, T targets (K, or 1 for dose finding), J members.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from scipy.optimize import nnls
+from scipy.special import softmax
+from scipy.stats import norm
+
+from components.decision import Decision, untransform
+from components.tensors import FOLDS, Scaler, Training
+from features.feature import Floats
+
+LEVEL = 0.95
+QUANTILES = np.linspace(0.0125, 0.9875, 40)
+CLIP = 0.02  # smallest propensity that a weight is made of
+
+Predictions = Mapping[str, Floats]  # member -> N by T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects:
+    """What each option would do, in the outcome's unit. `difference_NKK[n, k, l]` is outcome k minus outcome l, `sd_NKK` its uncertainty."""
+
+    outcome_NK: Floats
+    sd_NKK: Floats
+    overlap_NK: Floats
+    dose_N: Floats | None = None
+
+    @property
+    def difference_NKK(self) -> Floats:
+        """Outcome of the first option minus that of the second."""
+        return self.outcome_NK[:, :, None] - self.outcome_NK[:, None, :]
+
+    def interval(self, level: float = LEVEL) -> tuple[Floats, Floats]:
+        """Lower and upper bound of every pairwise difference."""
+        half_NKK = norm.ppf(0.5 + level / 2) * self.sd_NKK
+        return self.difference_NKK - half_NKK, self.difference_NKK + half_NKK
+
+
+@dataclass(frozen=True, kw_only=True)
+class Propensity:
+    """Probability of being given each option: multinomial logistic regression on scaled values and masks."""
+
+    scaler: Scaler
+    coef_KD: Floats
+    intercept_K: Floats
+
+    def predict(self, x_NF: Floats) -> Floats:
+        """N by K, rows sum to 1."""
+        return np.asarray(softmax(_columns(self.scaler, x_NF) @ self.coef_KD.T + self.intercept_K, axis=1))
+
+
+@dataclass(kw_only=True)
+class Blend:
+    """How the members are put together, and how far to trust the result."""
+
+    members: tuple[str, ...]
+    level_J: Floats
+    effect_J: Floats  # one more than members: the last is the constant effect
+    constant_K: Floats
+    residual_Q: Floats  # quantiles of what is left unexplained, on the modelled scale
+    widen: float = 1.0
+    propensity: Propensity | None = None
+
+    def target(self, predictions: Predictions) -> Floats:
+        """Blended targets, N by T."""
+        stack_JNT = np.stack([predictions[name] for name in self.members])
+        if stack_JNT.shape[2] == 1:
+            return np.einsum("j,jnt->nt", self.level_J, stack_JNT)
+        base_N = np.einsum("j,jn->n", self.level_J, stack_JNT.mean(2))
+        effect_JNK = _centred(stack_JNT, self.constant_K)
+        return base_N[:, None] + np.einsum("j,jnk->nk", self.effect_J, effect_JNK)
+
+    def spread(self, predictions: Predictions, covariance_NTT: Floats) -> Floats:
+        """Standard deviation of every difference between targets (or of the one target), N by T by T."""
+        stack_JNT = np.stack([predictions[name] for name in self.members])
+        if stack_JNT.shape[2] == 1:
+            off_JN = stack_JNT[..., 0] - self.target(predictions)[:, 0]
+            return np.sqrt(covariance_NTT[:, 0, 0] + np.einsum("j,jn->n", self.level_J, off_JN**2))[:, None, None] * self.widen
+        effect_JNK = _centred(stack_JNT, self.constant_K)
+        pair_JNKK = effect_JNK[:, :, :, None] - effect_JNK[:, :, None, :]
+        mean_NKK = np.einsum("j,jnkl->nkl", self.effect_J, pair_JNKK)
+        disagreement_NKK = np.einsum("j,jnkl->nkl", self.effect_J, (pair_JNKK - mean_NKK) ** 2)
+        variance_NK = np.einsum("nkk->nk", covariance_NTT)
+        posterior_NKK = variance_NK[:, :, None] + variance_NK[:, None, :] - 2 * covariance_NTT
+        return np.sqrt(np.maximum(posterior_NKK, 0) + disagreement_NKK) * self.widen
+
+    def effects(self, decision: Decision, predictions: Predictions, covariance_NTT: Floats, x_NF: Floats) -> Effects:
+        """Effects of new rows."""
+        target_NT, sd_NTT = self.target(predictions), self.spread(predictions, covariance_NTT)
+        if decision.outcome.kind == "dose":
+            return _dose_effects(decision, target_NT[:, 0], sd_NTT[:, 0, 0], self.residual_Q)
+        assert self.propensity is not None
+        return Effects(outcome_NK=target_NT, sd_NKK=sd_NTT, overlap_NK=self.propensity.predict(x_NF))
+
+    def save(self, folder: Path) -> None:
+        """`blend.safetensors` and `blend.json`."""
+        arrays = {"level_J": self.level_J, "effect_J": self.effect_J, "constant_K": self.constant_K, "residual_Q": self.residual_Q}
+        told: dict[str, object] = {"members": self.members, "widen": self.widen}
+        if self.propensity is not None:
+            arrays |= {"coef_KD": self.propensity.coef_KD, "intercept_K": self.propensity.intercept_K}
+            arrays |= {"center_F": self.propensity.scaler.center_F, "spread_F": self.propensity.scaler.spread_F}
+            told["modality_F"] = self.propensity.scaler.modality_F
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "blend.safetensors")
+        (folder / "blend.json").write_text(json.dumps(told), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Blend":
+        """The blend that `save` wrote."""
+        a, told = load_file(folder / "blend.safetensors"), json.loads((folder / "blend.json").read_text(encoding="utf-8"))
+        propensity = None
+        if "coef_KD" in a:
+            scaler = Scaler(center_F=a["center_F"], spread_F=a["spread_F"], modality_F=tuple(told["modality_F"]))
+            propensity = Propensity(scaler=scaler, coef_KD=a["coef_KD"], intercept_K=a["intercept_K"])
+        return cls(
+            members=tuple(told["members"]),
+            level_J=a["level_J"],
+            effect_J=a["effect_J"],
+            constant_K=a["constant_K"],
+            residual_Q=a["residual_Q"],
+            widen=told["widen"],
+            propensity=propensity,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossFitted:
+    """Out-of-fold results for every training row: nothing in row n has seen the outcome of row n."""
+
+    target_NT: Floats
+    propensity_NK: Floats
+    aipw_NK: Floats  # doubly robust score of every option; NaN where not observed. Empty for dose finding
+
+
+def fit(training: Training, oof: Predictions) -> tuple[Blend, CrossFitted]:
+    """Blend the members' out-of-fold predictions; the blend that predicts a fold is learned on the other folds."""
+    members = tuple(oof)
+    if training.targets == 1:
+        return _fit_dose(training, members, oof)
+    propensity_NK = _cross_propensity(training)
+    everything = np.ones(len(training), bool)
+    whole = _weights(training, members, oof, propensity_NK, everything & training.observed_N)
+    target_NT = np.zeros((len(training), training.targets))
+    for fold in range(FOLDS):
+        held = training.fold_N == fold
+        blend = _weights(training, members, oof, propensity_NK, ~held & training.observed_N)
+        target_NT[held] = blend.target({name: oof[name][held] for name in members})
+    aipw_NK = _aipw(training, target_NT, propensity_NK)
+    residual_N = training.target_N - np.take_along_axis(target_NT, training.option_N[:, None], 1)[:, 0]
+    whole.residual_Q = np.nanquantile(residual_N, QUANTILES)
+    whole.propensity = _propensity(training, everything)
+    return whole, CrossFitted(target_NT=target_NT, propensity_NK=propensity_NK, aipw_NK=aipw_NK)
+
+
+def _fit_dose(training: Training, members: tuple[str, ...], oof: Predictions) -> tuple[Blend, CrossFitted]:
+    stack_JN = np.stack([oof[name][:, 0] for name in members])
+    seen_N, target_NT = training.observed_N, np.zeros((len(training), 1))
+    for fold in range(FOLDS):
+        held = training.fold_N == fold
+        weight_J = _simplex(stack_JN[:, ~held & seen_N].T, training.target_N[~held & seen_N])
+        target_NT[held, 0] = weight_J @ stack_JN[:, held]
+    blend = Blend(
+        members=members,
+        level_J=_simplex(stack_JN[:, seen_N].T, training.target_N[seen_N]),
+        effect_J=np.zeros(0),
+        constant_K=np.zeros(0),
+        residual_Q=np.nanquantile(training.target_N - target_NT[:, 0], QUANTILES),
+    )
+    return blend, CrossFitted(target_NT=target_NT, propensity_NK=np.ones((len(training), training.options)), aipw_NK=np.zeros((0, 0)))
+
+
+def _weights(training: Training, members: tuple[str, ...], oof: Predictions, e_NK: Floats, rows: np.typing.NDArray[np.bool_]) -> Blend:
+    """Level by least squares on what was given; effects by the residual-on-residual loss, with the constant effect as a candidate."""
+    stack_JNT = np.stack([oof[name][rows] for name in members])
+    option_N, y_N, e_NK = training.option_N[rows], training.target_N[rows], e_NK[rows]
+    factual_NJ = np.take_along_axis(stack_JNT, option_N[None, :, None], 2)[:, :, 0].T
+    level_J = _simplex(factual_NJ, y_N)
+    expected_N = np.einsum("j,jnk,nk->n", level_J, stack_JNT, e_NK)
+    given_NK = np.eye(training.options)[option_N] - e_NK
+    constant_K = np.linalg.lstsq(given_NK, y_N - expected_N, rcond=None)[0]
+    constant_K = constant_K - constant_K.mean()
+    contrast_NJ = np.einsum("jnk,nk->nj", _centred(stack_JNT, constant_K), given_NK)
+    effect_J = _simplex(contrast_NJ, y_N - expected_N)
+    return Blend(members=members, level_J=level_J, effect_J=effect_J, constant_K=constant_K, residual_Q=np.zeros(0))
+
+
+def _centred(stack_JNT: Floats, constant_K: Floats) -> Floats:
+    """Each member's effects about their mean over the options, and last the constant effect: J+1 by N by K."""
+    centred_JNK = stack_JNT - stack_JNT.mean(2, keepdims=True)
+    return np.concatenate([centred_JNK, np.broadcast_to(constant_K, centred_JNK[:1].shape)])
+
+
+def _simplex(columns_NJ: Floats, y_N: Floats) -> Floats:
+    """Non-negative weights that sum to 1, by least squares."""
+    heavy = 1e4 * np.sqrt(len(y_N)) * max(float(np.abs(y_N).mean()), 1e-6)
+    weight_J, _ = nnls(np.vstack([columns_NJ, np.full(columns_NJ.shape[1], heavy)]), np.append(y_N, heavy))
+    return np.asarray(weight_J / weight_J.sum())
+
+
+def _aipw(training: Training, target_NT: Floats, e_NK: Floats) -> Floats:
+    """Doubly robust score of every option: its mean over rows estimates the mean outcome had everybody been given it."""
+    given_NK = np.eye(training.options)[training.option_N]
+    score_NK = target_NT + given_NK / np.maximum(e_NK, CLIP) * (training.target_N[:, None] - target_NT)
+    return np.where(training.observed_N[:, None], score_NK, np.nan)
+
+
+def _columns(scaler: Scaler, x_NF: Floats) -> Floats:
+    batch = scaler.batch(x_NF)
+    return np.concatenate([batch.scaled_NF, ~batch.seen_NF], axis=1)
+
+
+def _propensity(training: Training, rows: np.typing.NDArray[np.bool_]) -> Propensity:
+    from sklearn.linear_model import LogisticRegression
+
+    scaler = Scaler.fit(training.x_NF, training.modality_F)
+    model = LogisticRegression(C=0.05, max_iter=400).fit(_columns(scaler, training.x_NF[rows]), training.option_N[rows])
+    if len(model.classes_) == training.options:
+        coef_KD, intercept_K = (model.coef_, model.intercept_) if training.options > 2 else _binary(model)
+        return Propensity(scaler=scaler, coef_KD=np.asarray(coef_KD), intercept_K=np.asarray(intercept_K))
+    coef_KD = np.zeros((training.options, model.coef_.shape[1]))  # an option that nobody was given has no support
+    intercept_K = np.full(training.options, -30.0)
+    coef, intercept = (model.coef_, model.intercept_) if len(model.classes_) > 2 else _binary(model)
+    coef_KD[model.classes_], intercept_K[model.classes_] = coef, intercept
+    return Propensity(scaler=scaler, coef_KD=coef_KD, intercept_K=intercept_K)
+
+
+def _binary(model: object) -> tuple[Floats, Floats]:
+    """Two rows of logits from sklearn's single one."""
+    coef, intercept = model.coef_[0], model.intercept_[0]  # type: ignore[attr-defined]
+    return np.stack([np.zeros_like(coef), coef]), np.array([0.0, intercept])
+
+
+def _cross_propensity(training: Training) -> Floats:
+    e_NK = np.zeros((len(training), training.options))
+    for fold in range(FOLDS):
+        held = training.fold_N == fold
+        e_NK[held] = _propensity(training, ~held).predict(training.x_NF[held])
+    return e_NK
+
+
+def _dose_effects(decision: Decision, target_N: Floats, sd_N: Floats, residual_Q: Floats) -> Effects:
+    """Expected distance of each option's dose from the right one, over what the model leaves open; uncertainty by moving the prediction."""
+
+    def distance(at_N: Floats) -> Floats:
+        dose_NQ = untransform(decision, at_N[:, None] + residual_Q)
+        option_K = np.array([option.dose_mg_week for option in decision.options.values()])
+        return np.asarray(np.abs(option_K[None, :, None] - dose_NQ[:, None, :]).mean(2))
+
+    low_NK, high_NK = distance(target_N - sd_N), distance(target_N + sd_N)
+    swing_NK = high_NK - low_NK
+    outcome_NK = distance(target_N)
+    return Effects(
+        outcome_NK=outcome_NK,
+        sd_NKK=np.abs(swing_NK[:, :, None] - swing_NK[:, None, :]) / 2,
+        overlap_NK=np.ones_like(outcome_NK),  # the right dose tells the outcome of every band: nothing is extrapolated between options
+        dose_N=np.asarray(untransform(decision, target_N)),
+    )

@@ -1,0 +1,1 @@
+"""The patient: FHIR in, dated events, features out."""

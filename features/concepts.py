@@ -1,0 +1,136 @@
+"""What a code of a record means to us, and its value in our unit. The facts stand in `concepts.yaml`; this file looks them up."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+
+class Reading(NamedTuple):
+    """A value in our unit, or the reason why there is none."""
+
+    value: float
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A numeric concept: our unit, what a living patient can have, and how each UCUM unit turns into ours."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    units: dict[str, tuple[float, float]]  # factor, offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concepts:
+    """The tables of `concepts.yaml`, turned round so that a (system, code) finds its meaning at once."""
+
+    measurements: dict[str, Measurement]
+    levels: dict[str, dict[tuple[str, str], float]]  # coded answers
+    by_code: dict[tuple[str, str], str]
+    prefixes: tuple[tuple[str, str, str], ...]  # system, prefix, name
+    systems: dict[str, str]  # URL or OID -> short name
+    drugs: dict[str, tuple[str, ...]]
+    classes: dict[str, tuple[str, ...]]
+    genes: dict[str, str]  # HGNC id -> symbol
+
+    def system(self, url: str | None) -> str | None:
+        """Short name of a code system, given its URL or OID; None for one that we do not read."""
+        return self.systems.get(url) if url else None
+
+    def find(self, kind: str, codings: list[dict[str, Any]]) -> str | None:
+        """Name of the first concept of a kind (`measurement`, `answer`, `condition`, `drug`) that one of several codings stands for."""
+        for coding in codings:
+            name = self._of(kind, self.system(coding.get("system")), coding.get("code"))
+            if name:
+                return name
+        return None
+
+    def _of(self, kind: str, system: str | None, code: Any) -> str | None:
+        if system is None or not isinstance(code, str):
+            return None
+        name = self.by_code.get((f"{kind}/{system}", code))
+        if name is None and kind == "condition":
+            name = next((n for s, p, n in self.prefixes if s == system and code.startswith(p)), None)
+        return name
+
+    def read(self, name: str, value: float, unit: str | None) -> Reading:
+        """A measured value in our unit.
+
+        `unit` is the UCUM code (or the printed unit where no code was sent); None is unknown, never assumed.
+        """
+        measurement = self.measurements[name]
+        conversion = measurement.units.get(unit or "")
+        if conversion is None:
+            return Reading(float("nan"), "unit_unknown")
+        converted = value * conversion[0] + conversion[1]
+        if not measurement.low <= converted <= measurement.high:  # also refuses NaN and infinities
+            return Reading(float("nan"), "implausible")
+        return Reading(converted)
+
+    def level(self, name: str, codings: list[dict[str, Any]]) -> float | None:
+        """Level of a coded answer, None where no coding of it is known."""
+        table = self.levels[name]
+        for coding in codings:
+            found = table.get((self.system(coding.get("system")) or "", str(coding.get("code"))))
+            if found is not None:
+                return found
+        return None
+
+
+@cache
+def concepts() -> Concepts:
+    """The shipped tables, read once."""
+    return parse(yaml.safe_load(Path(__file__).with_name("concepts.yaml").read_text(encoding="utf-8")))
+
+
+def parse(raw: dict[str, Any]) -> Concepts:
+    """Tables from the parsed YAML.
+
+    Raises ValueError where one code stands for two concepts of a kind.
+    """
+    by_code: dict[tuple[str, str], str] = {}
+    prefixes: list[tuple[str, str, str]] = []
+
+    def claim(kind: str, system: str, code: str, name: str) -> None:
+        if code.endswith("*"):
+            prefixes.append((system, code[:-1], name))
+        elif by_code.setdefault((f"{kind}/{system}", code), name) != name:
+            raise ValueError(f"concepts.yaml: {system} {code} stands for two {kind}s: {by_code[f'{kind}/{system}', code]} and {name}.")
+
+    for kind, section in (("measurement", raw["measurements"]), ("answer", raw["answers"])):
+        for name, entry in section.items():
+            for system, codes in entry["codes"].items():
+                for code in codes:
+                    claim(kind, system, code, name)
+    for name, codes_by_system in raw["conditions"].items():
+        for system, codes in codes_by_system.items():
+            for code in codes:
+                claim("condition", system, code, name)
+    for name, codes in raw["drugs"].items():
+        for code in codes:
+            claim("drug", "rxnorm", code, name)
+    return Concepts(
+        measurements={name: _measurement(name, entry) for name, entry in raw["measurements"].items()},
+        levels={name: _levels(entry["levels"]) for name, entry in raw["answers"].items()},
+        by_code=by_code,
+        prefixes=tuple(sorted(prefixes, key=lambda entry: -len(entry[1]))),  # the longest prefix is the most specific
+        systems={url: name for name, urls in raw["systems"].items() for url in urls},
+        drugs={name: tuple(codes) for name, codes in raw["drugs"].items()},
+        classes={name: tuple(drugs) for name, drugs in raw["classes"].items()},
+        genes={entry["hgnc"]: symbol for symbol, entry in raw["genes"].items()},
+    )
+
+
+def _measurement(name: str, entry: dict[str, Any]) -> Measurement:
+    units = {unit: (float(c[0]), float(c[1])) if isinstance(c, list) else (float(c), 0.0) for unit, c in entry["units"].items()}
+    return Measurement(name=name, unit=entry["unit"], low=float(entry["range"][0]), high=float(entry["range"][1]), units=units)
+
+
+def _levels(raw: dict[str, dict[str, float]]) -> dict[tuple[str, str], float]:
+    return {(system, code): float(level) for system, codes in raw.items() for code, level in codes.items()}

@@ -1,0 +1,442 @@
+"""FHIR R4 at the door: the lines of a source, and the dated facts that one resource states.
+
+The same `facts` reads a line of a bulk export and a resource of a request. Whatever is not on the allow-list (names, addresses,
+identifiers, narrative) is dropped here: nothing after this file has seen it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import fsspec
+import orjson
+
+from features.concepts import Concepts, concepts
+
+BEGIN_US = int(datetime(1900, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000  # facts of birth: known at any time anyone asks about
+NEVER_US = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+UNDATED_US = NEVER_US - 1  # stands in until the whole source is read: an undated fact is known from the source's newest date on
+NAN = float("nan")
+
+Resource = dict[str, Any]
+
+
+class SourceError(Exception):
+    """The source as a whole can't be read. The message names what was looked for; it never quotes a record."""
+
+
+class Line(NamedTuple):
+    """One received resource, or the reason why it can't be read."""
+
+    file: str
+    number: int
+    resource: Resource | None
+    problem: str | None
+    raw: bytes
+
+
+class Fact(NamedTuple):
+    """One dated clinical fact in our unit. Times are microseconds since 1970 UTC; `code` holds a coded value that has no level."""
+
+    concept: str
+    time_us: int
+    recorded_us: int
+    value: float
+    code: str
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat:
+    """What one resource states: whose it is, its facts, and the reason for quarantine where it states nothing that may be used."""
+
+    patient: str | None
+    facts: list[Fact]
+    problem: str | None = None
+    recorded_us: int = BEGIN_US
+    withdrawn: bool = False  # entered-in-error or cancelled: an earlier version of the same resource no longer holds
+
+
+class _Refused(Exception):
+    """Reason for quarantine, as a code from a closed list; it carries no value of a record."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- lines of a source
+
+
+def files(source: str) -> list[str]:
+    """Files of a folder or fsspec URL that hold FHIR: NDJSON (plain or gzip) and JSON Bundles, Patients first.
+
+    Raises SourceError where there is nothing to read.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(source)
+        found = filesystem.find(root) if filesystem.isdir(root) else [root] if filesystem.exists(root) else None
+    except (ImportError, OSError, ValueError) as error:
+        raise SourceError(f"The source {source!r} can't be opened: {type(error).__name__}. Give a folder or an fsspec URL.") from error
+    if found is None:
+        raise SourceError(f"The source {source!r} does not exist. Give a folder or URL that holds FHIR NDJSON files.")
+    wanted = sorted(path for path in found if path.endswith((".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".json")))
+    if not wanted:
+        raise SourceError(f"The source {source!r} holds no .ndjson, .ndjson.gz or .json file; found {len(found)} other files.")
+    wanted.sort(key=lambda path: not path.rsplit("/", 1)[-1].startswith("Patient"))
+    return [filesystem.unstrip_protocol(path) for path in wanted]
+
+
+def lines(path: str) -> Iterator[Line]:
+    """Each received resource of one file, in order. A broken line, or a file cut off, is a Line with a problem, never an exception."""
+    name = path.rsplit("/", 1)[-1]
+    number = 0
+    with fsspec.open(path, "rb", compression="infer") as stream:
+        if ".json" in name and "ndjson" not in name and "jsonl" not in name:
+            yield from _bundle(name, stream.read())
+            return
+        try:
+            for raw in stream:
+                number += 1
+                if raw.strip():
+                    yield _line(name, number, raw)
+        except (EOFError, OSError):  # a gzip stream that ends early
+            yield Line(name, number + 1, None, "file_truncated", b"")
+
+
+def _line(name: str, number: int, raw: bytes) -> Line:
+    try:
+        resource = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return Line(name, number, None, "not_json", raw)
+    if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
+        return Line(name, number, None, "not_a_resource", raw)
+    return Line(name, number, resource, None, raw)
+
+
+def _bundle(name: str, raw: bytes) -> Iterator[Line]:
+    first = _line(name, 1, raw)
+    if first.resource is None or first.resource["resourceType"] != "Bundle":
+        yield first
+        return
+    for number, resource in enumerate(entries(first.resource), 1):
+        yield Line(name, number, resource, None, orjson.dumps(resource))
+
+
+def entries(bundle: Resource) -> Iterator[Resource]:
+    """Resources of a Bundle; one without an id takes it from its entry's fullUrl."""
+    for entry in bundle.get("entry", []):
+        resource = entry.get("resource")
+        if isinstance(resource, dict) and isinstance(resource.get("resourceType"), str):
+            if "id" not in resource and isinstance(entry.get("fullUrl"), str):
+                resource = {**resource, "id": reference_id(entry["fullUrl"])}
+            yield resource
+
+
+# ------------------------------------------------------------------------------------------------------------- facts of one resource
+
+
+def facts(resource: Resource) -> Flat:
+    """The dated facts that one resource states.
+
+    A resource of a type that we do not read, or whose codes mean nothing to us, is accepted and states none.
+    Never raises for what a record holds: its problem is a code from a closed list.
+    """
+    patient: str | None = None
+    try:
+        kind = resource["resourceType"]
+        patient = _patient(resource)
+        read = READERS.get(kind)
+        if read is None:
+            return Flat(patient=patient, facts=[])
+        if patient is None:
+            raise _Refused("no_patient")
+        found = read(resource)
+        recorded = max((fact.recorded_us for fact in found), default=BEGIN_US)
+        return Flat(patient=patient, facts=found, recorded_us=recorded)
+    except _Refused as reason:
+        code = str(reason)
+        withdrawn = code in ("status_entered_in_error", "status_cancelled")
+        return Flat(patient=patient, facts=[], problem=code, withdrawn=withdrawn, recorded_us=_version_time(resource))
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
+        return Flat(patient=patient, facts=[], problem="structure")
+
+
+def reference_id(reference: str) -> str:
+    """Id in a reference of any legal form: `Patient/x`, `urn:uuid:x`, `https://server/fhir/Patient/x/_history/2`."""
+    plain = reference.split("/_history/")[0]
+    return plain.rsplit("/", 1)[-1].removeprefix("urn:uuid:").removeprefix("urn:oid:")
+
+
+def _patient(resource: Resource) -> str | None:
+    if resource["resourceType"] == "Patient":
+        found = resource.get("id")
+    else:
+        found = (resource.get("subject") or resource.get("patient") or {}).get("reference")
+    return reference_id(found) if isinstance(found, str) and found else None
+
+
+def _version_time(resource: Resource) -> int:
+    """When a withdrawal was made, NEVER_US where it does not say."""
+    for text in (resource.get("issued"), (resource.get("meta") or {}).get("lastUpdated")):
+        if isinstance(text, str):
+            try:
+                return instant(text)
+            except ValueError:
+                continue
+    return NEVER_US
+
+
+@lru_cache(maxsize=65536)
+def instant(text: str) -> int:
+    """Microseconds since 1970 UTC of a FHIR date, dateTime or instant.
+
+    A day without an hour begins at 00:00 UTC; a month or a year alone is taken at its end, so that no fact is seen too early.
+    Raises ValueError for anything else.
+    """
+    if len(text) == 4:
+        moment = datetime(int(text) + 1, 1, 1, tzinfo=UTC) - timedelta(seconds=1)
+    elif len(text) == 7:
+        year, month = int(text[:4]), int(text[5:7])
+        moment = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC) - timedelta(seconds=1)
+    else:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            if len(text) > 10:
+                raise ValueError("a time of day without a zone")
+            moment = moment.replace(tzinfo=UTC)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def _when(resource: Resource, *names: str) -> int:
+    """First date among several fields, each a dateTime or a Period (its end, else its start)."""
+    for name in names:
+        value = resource.get(name)
+        if isinstance(value, dict):
+            value = value.get("end") or value.get("start")
+        if isinstance(value, str):
+            try:
+                return instant(value)
+            except ValueError:
+                raise _Refused("date_unreadable") from None
+    raise _Refused("undated")
+
+
+def _status(resource: Resource, allowed: frozenset[str]) -> None:
+    status = resource.get("status")
+    if status not in allowed:
+        known = ("entered-in-error", "cancelled", "preliminary", "registered", "draft", "unknown", "planned")
+        raise _Refused(f"status_{status.replace('-', '_')}" if status in known else "status_not_allowed")
+
+
+def _codings(concept: Any) -> list[Resource]:
+    return concept.get("coding") or [] if isinstance(concept, dict) else []
+
+
+# Patient: facts of birth ------------------------------------------------------------------------------------------------------------
+
+_RACE = {"2106-3": "white", "2028-9": "asian", "2054-5": "black", "1002-5": "native_american", "2076-8": "pacific", "2131-1": "other"}
+_DETAIL = {"2029-7": "south_asian", "2034-7": "east_asian"}
+
+
+def _read_patient(resource: Resource) -> list[Fact]:
+    def fact(concept: str, value: float, code: str = "") -> Fact:
+        return Fact(concept, BEGIN_US, BEGIN_US, value, code, "")
+
+    found = []
+    born = resource.get("birthDate")
+    if isinstance(born, str):
+        middle = {4: born + "-07-01", 7: born + "-15"}.get(len(born), born)  # a partial date of birth: the middle of what it leaves open
+        found.append(fact("birth_date", instant(middle) / 86_400e6))
+    if resource.get("gender") in ("female", "male"):
+        found.append(fact("female", float(resource["gender"] == "female")))
+    for extension in resource.get("extension") or []:
+        if str(extension.get("url", "")).endswith(("us-core-race", "us-core-ethnicity")):
+            for part in extension.get("extension") or []:
+                code = (part.get("valueCoding") or {}).get("code")
+                name = _RACE.get(code) or _DETAIL.get(code) or {"2135-2": "hispanic"}.get(code)
+                if name:
+                    found.append(fact("race", NAN, name))
+    site = (resource.get("managingOrganization") or {}).get("reference")
+    if isinstance(site, str):
+        found.append(fact("site", NAN, reference_id(site)))
+    return found
+
+
+# Observation ------------------------------------------------------------------------------------------------------------------------
+
+_FINAL = frozenset({"final", "amended", "corrected"})
+
+
+def _read_observation(resource: Resource) -> list[Fact]:
+    table = concepts()
+    mapped = _observed(resource, table)
+    if not mapped:
+        return []
+    _status(resource, _FINAL)
+    time_us = _when(resource, "effectiveDateTime", "effectivePeriod", "effectiveInstant", "issued")
+    recorded_us = max(time_us, instant(resource["issued"])) if isinstance(resource.get("issued"), str) else time_us
+    return [Fact(concept, time_us, recorded_us, value, code, unit) for concept, value, code, unit in (read() for read in mapped)]
+
+
+_Value = tuple[str, float, str, str]  # concept, value, code, unit
+
+
+def _observed(resource: Resource, table: Concepts) -> list[Callable[[], _Value]]:
+    """One reading for each part of the Observation that means something to us; the parts are read only once the status is known."""
+    found: list[Callable[[], _Value]] = []
+    for part in [resource, *(resource.get("component") or [])]:
+        codings = _codings(part.get("code"))
+        if name := table.find("measurement", codings):
+            found.append(lambda part=part, name=name: _quantity(part, name, table))  # type: ignore[misc]
+        elif name := table.find("answer", codings):
+            found.append(lambda part=part, name=name: _answer(part, name, table))  # type: ignore[misc]
+    codes = {coding.get("code") for coding in _codings(resource.get("code")) if table.system(coding.get("system")) == "loinc"}
+    if "84413-4" in codes:
+        found.append(lambda: _diplotype(resource, table))
+    elif "69548-6" in codes:
+        found.append(lambda: _variant(resource, table))
+    return found
+
+
+def _quantity(part: Resource, name: str, table: Concepts) -> _Value:
+    quantity = part.get("valueQuantity")
+    if quantity is None and isinstance(part.get("valueInteger"), int):
+        quantity = {"value": part["valueInteger"], "code": table.measurements[name].unit}
+    value = quantity.get("value") if isinstance(quantity, dict) else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise _Refused("no_value")
+    if quantity.get("comparator"):
+        raise _Refused("comparator")
+    reading = table.read(name, float(value), quantity.get("code") or quantity.get("unit"))
+    if reading.problem:
+        raise _Refused(reading.problem)
+    return name, reading.value, "", table.measurements[name].unit
+
+
+def _answer(part: Resource, name: str, table: Concepts) -> _Value:
+    level = table.level(name, _codings(part.get("valueCodeableConcept")))
+    if level is None:
+        raise _Refused("answer_unknown")
+    return name, level, "", "level"
+
+
+def _component(resource: Resource, loinc: str) -> Resource:
+    for part in resource.get("component") or []:
+        if any(coding.get("code") == loinc for coding in _codings(part.get("code"))):
+            codings = _codings(part.get("valueCodeableConcept"))
+            return codings[0] if codings else {}
+    return {}
+
+
+def _diplotype(resource: Resource, table: Concepts) -> _Value:
+    """HL7 Genomics Reporting genotype: `CYP2C9 *1/*3` with the gene as a component."""
+    text = str(_codings(resource["valueCodeableConcept"])[0]["code"])
+    gene = table.genes.get(str(_component(resource, "48018-6").get("code"))) or text.split(" ")[0]
+    alleles = text.removeprefix(gene).strip()
+    if alleles.count("/") != 1:
+        raise _Refused("genotype_unreadable")
+    return f"diplotype:{gene}", NAN, alleles, "diplotype"
+
+
+def _variant(resource: Resource, table: Concepts) -> _Value:
+    """Copies of the variant allele. A no-call is a value of its own: never the reference."""
+    rsid = _component(resource, "81255-2").get("code")
+    if not isinstance(rsid, str) or not rsid.startswith("rs"):
+        raise _Refused("variant_without_rsid")
+    answer = str(_codings(resource["valueCodeableConcept"])[0]["code"])
+    state = _component(resource, "53034-5").get("code")
+    if answer == "LA9634-2":
+        return f"variant:{rsid}", 0.0, "", "copies"
+    if answer == "LA9633-4":
+        copies = {"LA6706-1": 1.0, "LA6707-9": 1.0, "LA6705-3": 2.0}.get(str(state))
+        if copies is None:
+            raise _Refused("allelic_state_missing")
+        return f"variant:{rsid}", copies, "", "copies"
+    return f"variant:{rsid}", NAN, {"LA18198-4": "no-call"}.get(answer, "indeterminate"), "copies"
+
+
+# Condition, medication, encounter, allergy ------------------------------------------------------------------------------------------
+
+
+def _read_condition(resource: Resource) -> list[Fact]:
+    verification = {coding.get("code") for coding in _codings(resource.get("verificationStatus"))}
+    if "entered-in-error" in verification:
+        raise _Refused("status_entered_in_error")
+    dated = any(resource.get(name) for name in ("onsetDateTime", "onsetPeriod", "recordedDate"))
+    time_us = _when(resource, "onsetDateTime", "onsetPeriod", "recordedDate") if dated else UNDATED_US
+    recorded_us = max(time_us, instant(resource["recordedDate"])) if isinstance(resource.get("recordedDate"), str) else time_us
+    found = [Fact("record:condition", time_us, recorded_us, 1.0, "", "")]
+    name = concepts().find("condition", _codings(resource.get("code")))
+    if name:
+        found.append(Fact(f"condition:{name}", time_us, recorded_us, float("refuted" not in verification), "", ""))
+    return found
+
+
+_REQUESTED = frozenset({"active", "completed", "stopped", "on-hold", "ended"})
+_ORDERED = frozenset({"order", "original-order", "reflex-order", "filler-order", "instance-order"})
+_WEEKS = {"wk": 1.0, "d": 1 / 7, "mo": 30.4375 / 7, "h": 1 / 168}
+
+
+def _read_request(resource: Resource) -> list[Fact]:
+    _status(resource, _REQUESTED)
+    if resource.get("intent") not in _ORDERED or resource.get("doNotPerform") is True:
+        raise _Refused("not_an_order")
+    drug = _drug(resource)
+    if drug is None:
+        return []
+    time_us = _when(resource, "authoredOn")
+    found = [Fact(f"takes:{drug}", time_us, time_us, 1.0, "", ""), Fact(f"start:{drug}", time_us, time_us, 1.0, "", "")]
+    dose = _weekly_mg(resource)
+    if dose is not None:
+        found.append(Fact(f"dose:{drug}", time_us, time_us, dose, "", "mg/wk"))
+    supply = ((resource.get("dispenseRequest") or {}).get("expectedSupplyDuration") or {}).get("value")
+    if isinstance(supply, (int, float)):
+        found.append(Fact(f"supply:{drug}", time_us, time_us, float(supply), "", "d"))
+    return found
+
+
+def _read_statement(resource: Resource) -> list[Fact]:
+    _status(resource, frozenset({"active", "completed", "intended", "stopped", "on-hold", "not-taken"}))
+    drug = _drug(resource)
+    if drug is None:
+        return []
+    time_us = _when(resource, "effectiveDateTime", "effectivePeriod", "dateAsserted")
+    return [Fact(f"takes:{drug}", time_us, time_us, float(resource["status"] in ("active", "completed")), "", "")]
+
+
+def _drug(resource: Resource) -> str | None:
+    concept = resource.get("medicationCodeableConcept")
+    reference = (resource.get("medicationReference") or {}).get("reference")
+    if concept is None and isinstance(reference, str) and reference.startswith("#"):
+        inside = (item for item in resource.get("contained") or [] if item.get("id") == reference[1:])
+        concept = next(inside, {}).get("code")
+    return concepts().find("drug", _codings(concept))
+
+
+def _weekly_mg(resource: Resource) -> float | None:
+    """Weekly dose in mg where the first dosage instruction states an amount in mg and how often."""
+    instruction = (resource.get("dosageInstruction") or [{}])[0]
+    rates = instruction.get("doseAndRate") or [{}]
+    dose, repeat = rates[0].get("doseQuantity") or {}, (instruction.get("timing") or {}).get("repeat") or {}
+    weeks = _WEEKS.get(repeat.get("periodUnit"))
+    if weeks is None or (dose.get("code") or dose.get("unit")) != "mg" or not isinstance(dose.get("value"), (int, float)):
+        return None
+    return float(dose["value"]) * float(repeat.get("frequency", 1)) / (float(repeat["period"]) * weeks)
+
+
+def _read_encounter(resource: Resource) -> list[Fact]:
+    _status(resource, frozenset({"finished", "in-progress", "arrived", "triaged", "onleave"}))
+    start = (resource.get("period") or {}).get("start")
+    if not isinstance(start, str):
+        raise _Refused("undated")
+    return [Fact("record:encounter", instant(start), instant(start), 1.0, "", "")]
+
+
+READERS: dict[str, Callable[[Resource], list[Fact]]] = {
+    "Patient": _read_patient,
+    "Observation": _read_observation,
+    "Condition": _read_condition,
+    "MedicationRequest": _read_request,
+    "MedicationStatement": _read_statement,
+    "Encounter": _read_encounter,
+}

@@ -1,0 +1,1 @@
+"""The order, offline: one graph, one command line."""
