@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.decision import ConcordantError, Decision
+from components.decision import Decision
 from features import catalogue
+from features.errors import ConcordantError
 from features.feature import DAY_US, AsOf, Events, Floats, Ints, condition, takes
 from features.fhir import NEVER_US
 
@@ -79,13 +80,13 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
     Raises EmptyCohort, with the flow, where fewer than `smallest` patients with an outcome are left.
     """
     events = Events(table)
-    start_P, option_P = _first_option(events, decision)
+    start_P, option_P = first_option(events, decision)
     keep_P, flow = _eligible(events, decision, start_P, option_P)
     rows = np.flatnonzero(keep_P)
     ids, time_N, option_N = [events.patients[p] for p in rows], start_P[rows], option_P[rows]
     if decision.outcome.kind == "dose":
         target_N = _dose(events, decision, ids)
-        option_N = _band(decision, target_N)
+        option_N = band(decision, target_N)
         keep = option_N >= 0
         flow.append(("whose stable dose is on record", int(keep.sum())))
         ids, time_N, option_N, target_N = [i for i, k in zip(ids, keep, strict=True) if k], time_N[keep], option_N[keep], target_N[keep]
@@ -104,7 +105,7 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
     return cohort
 
 
-def _first_option(events: Events, decision: Decision) -> tuple[Ints, Ints]:
+def first_option(events: Events, decision: Decision) -> tuple[Ints, Ints]:
     """When each patient on record first started an option, and which: NEVER_US, -1 for none; -2 where two were started at once."""
     size = len(events.patients)
     start_P, option_P = np.full(size, NEVER_US, np.int64), np.full(size, -1, np.int64)
@@ -159,6 +160,21 @@ def _eligible(events: Events, decision: Decision, start_P: Ints, option_P: Ints)
     return keep_P, flow
 
 
+def outside(decision: Decision, at: AsOf) -> tuple[str, ...]:
+    """Why the decision is not about each asked patient at that time, "" where it is. Nothing is said of a value."""
+    indication, age_N = decision.indication, catalogue.FEATURES["age_years"].compute(at)
+    low, high = indication.age_years
+    checks = [((age_N < low) | (age_N > high), f"it is for ages {low:g} to {high:g}")]
+    if indication.conditions:
+        checks.append((condition(*indication.conditions)(at) != 1, f"no {_words(indication.conditions)} on record"))
+    if indication.drugs:
+        checks.append((takes(indication.drugs, 1e9)(at) != 1, f"no {_words(indication.drugs)} on record"))
+    reasons = np.full(len(at), "", object)
+    for fails_N, reason in reversed(checks):
+        reasons[fails_N] = reason
+    return tuple(reasons)
+
+
 def _words(names: tuple[str, ...]) -> str:
     return " or ".join(name.replace("_", " ") for name in names)
 
@@ -210,7 +226,7 @@ def _dose(events: Events, decision: Decision, ids: list[str]) -> Floats:
     return known.pick(known.last_row(), known.value_M)
 
 
-def _band(decision: Decision, dose_N: Floats) -> Ints:
+def band(decision: Decision, dose_N: Floats) -> Ints:
     """Option whose band holds each dose, -1 where there is no dose. The middle bands are open at both ends, the outer ones closed."""
     bands = [option.band_mg_week or (0.0, 0.0) for option in decision.options.values()]
     upper = np.array([band[1] for band in bands[:-1]])

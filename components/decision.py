@@ -9,13 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from features import catalogue
 from features.concepts import concepts
+from features.errors import ConcordantError
 from features.feature import MODALITIES, Feature, Modality
 
 SHIPPED = Path(__file__).with_name("decisions")
-
-
-class ConcordantError(Exception):
-    """What a person can mend: the message says what is wrong, what was found and what to do. It never holds a value of a patient."""
 
 
 class DecisionError(ConcordantError):

@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy.optimize import nnls
 from scipy.special import softmax
-from scipy.stats import norm
 
 from components.decision import Decision, untransform
 from components.tensors import FOLDS, Scaler, Training
@@ -23,6 +23,7 @@ from features.feature import Floats
 
 LEVEL = 0.95
 QUANTILES = np.linspace(0.0125, 0.9875, 40)
+WIDEN = 1.4  # measured on the simulated world: without it 85 % of true differences lie in a 95 % interval, which knows no unseen modifiers
 CLIP = 0.02  # smallest propensity that a weight is made of
 
 Predictions = Mapping[str, Floats]  # member -> N by T
@@ -44,7 +45,7 @@ class Effects:
 
     def interval(self, level: float = LEVEL) -> tuple[Floats, Floats]:
         """Lower and upper bound of every pairwise difference."""
-        half_NKK = norm.ppf(0.5 + level / 2) * self.sd_NKK
+        half_NKK = NormalDist().inv_cdf(0.5 + level / 2) * self.sd_NKK
         return self.difference_NKK - half_NKK, self.difference_NKK + half_NKK
 
 
@@ -70,7 +71,7 @@ class Blend:
     effect_J: Floats  # one more than members: the last is the constant effect
     constant_K: Floats
     residual_Q: Floats  # quantiles of what is left unexplained, on the modelled scale
-    widen: float = 1.0
+    widen: float = WIDEN
     propensity: Propensity | None = None
 
     def target(self, predictions: Predictions) -> Floats:
@@ -100,7 +101,7 @@ class Blend:
         """Effects of new rows."""
         target_NT, sd_NTT = self.target(predictions), self.spread(predictions, covariance_NTT)
         if decision.outcome.kind == "dose":
-            return _dose_effects(decision, target_NT[:, 0], sd_NTT[:, 0, 0], self.residual_Q)
+            return dose_effects(decision, target_NT[:, 0], sd_NTT[:, 0, 0], self.residual_Q)
         assert self.propensity is not None
         return Effects(outcome_NK=target_NT, sd_NKK=sd_NTT, overlap_NK=self.propensity.predict(x_NF))
 
@@ -249,7 +250,7 @@ def _cross_propensity(training: Training) -> Floats:
     return e_NK
 
 
-def _dose_effects(decision: Decision, target_N: Floats, sd_N: Floats, residual_Q: Floats) -> Effects:
+def dose_effects(decision: Decision, target_N: Floats, sd_N: Floats, residual_Q: Floats) -> Effects:
     """Expected distance of each option's dose from the right one, over what the model leaves open; uncertainty by moving the prediction."""
 
     def distance(at_N: Floats) -> Floats:

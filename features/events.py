@@ -304,6 +304,11 @@ def newest_us(table: pa.Table) -> int:
     return int(np.max(np.asarray(table["recorded"].cast(pa.int64())), initial=fhir.BEGIN_US))
 
 
+def now_us() -> int:
+    """The wall clock, microseconds since 1970 UTC."""
+    return _micros(datetime.now(UTC))
+
+
 def _micros(moment: datetime) -> int:
     return int(moment.timestamp() * 1_000_000)
 

@@ -4,16 +4,19 @@ The same `facts` reads a line of a bulk export and a resource of a request. What
 identifiers, narrative) is dropped here: nothing after this file has seen it.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
 import orjson
 
 from features.concepts import Concepts, concepts
+from features.errors import ConcordantError
 
 BEGIN_US = int(datetime(1900, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000  # facts of birth: known at any time anyone asks about
 NEVER_US = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -23,7 +26,7 @@ NAN = float("nan")
 Resource = dict[str, Any]
 
 
-class SourceError(Exception):
+class SourceError(ConcordantError):
     """The source as a whole can't be read. The message names what was looked for; it never quotes a record."""
 
 
@@ -83,6 +86,20 @@ def files(source: str) -> list[str]:
         raise SourceError(f"The source {source!r} holds no .ndjson, .ndjson.gz or .json file; found {len(found)} other files.")
     wanted.sort(key=lambda path: not path.rsplit("/", 1)[-1].startswith("Patient"))
     return [filesystem.unstrip_protocol(path) for path in wanted]
+
+
+def fingerprint(source: str) -> str:
+    """Digest of what a source holds now: of the bytes of a local folder, of the store's own version marks behind a URL."""
+    whole = hashlib.sha256()
+    for path in files(source):
+        filesystem, name = fsspec.core.url_to_fs(path)
+        whole.update(name.rsplit("/", 1)[-1].encode())
+        if "file" in filesystem.protocol:
+            with Path(name).open("rb") as stream:
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            whole.update(str(filesystem.ukey(name)).encode())
+    return whole.hexdigest()
 
 
 def lines(path: str) -> Iterator[Line]:

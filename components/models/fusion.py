@@ -8,21 +8,16 @@ Axis suffixes: N rows, F features, K options, T targets, E members, H hidden wid
 """
 
 import json
-import logging
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as lightning
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from components.tensors import FOLDS, Scaler, Training
+from components.tensors import FOLDS, Scaler
 from features.feature import MODALITIES, Floats
 
 
@@ -88,47 +83,6 @@ class Network(nn.Module):
         return (base + self.average + effect if self.targets > 1 else base), effect, self.propensity(shared)
 
 
-class _Rows(Dataset[dict[str, Tensor]]):
-    """Rows by a list of indices: a whole batch in one go."""
-
-    def __init__(self, columns: dict[str, Tensor]) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.columns["target"])
-
-    def __getitem__(self, rows: Any) -> dict[str, Tensor]:
-        return {name: column[rows] for name, column in self.columns.items()}
-
-
-class _Task(lightning.LightningModule):
-    def __init__(self, network: Network, settings: Settings, sizes: tuple[int, ...], steps: int) -> None:
-        super().__init__()
-        self.network, self.settings, self.sizes, self.steps = network, settings, sizes, steps
-
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        inputs = list(batch["inputs"].split(self.sizes, dim=1))
-        kept = torch.rand(len(self.sizes) - 1, len(batch["target"]), device=self.device) >= self.settings.modality_dropout
-        present = batch["present"].T.clone()
-        present[1:] &= kept
-        predicted, effect, logits = self.network(inputs, present)
-        learns = (batch["fold"][None, :] != torch.arange(self.network.members, device=self.device)[:, None]).float()  # E by N
-        option = batch["option"][None, :, None].expand(self.network.members, -1, 1)
-        given = predicted.gather(2, option).squeeze(2) if self.network.targets > 1 else predicted.squeeze(2)
-        seen = learns * batch["observed"][None, :]
-        loss = (seen * (given - batch["target"][None, :]) ** 2).sum() / seen.sum().clamp(min=1)
-        if self.network.targets > 1:
-            chosen = functional.log_softmax(logits, dim=-1).gather(2, option).squeeze(2)
-            loss = loss - self.settings.propensity_weight * (learns * chosen).sum() / learns.sum().clamp(min=1)
-            loss = loss + self.settings.effect_penalty * (learns[..., None] * effect**2).sum() / learns.sum().clamp(min=1) / effect.shape[-1]
-        return loss * self.network.members
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.settings.rate, weight_decay=self.settings.decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.settings.rate, total_steps=self.steps, pct_start=0.2)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
 @dataclass(kw_only=True)
 class Fusion:
     """The fitted ensemble."""
@@ -144,9 +98,9 @@ class Fusion:
 
     def members(self, x_NF: Floats) -> Floats:
         """Expected target by member, E by N by T."""
-        inputs, present = _inputs(self.scaler, x_NF)
+        given, present = inputs(self.scaler, x_NF)
         with torch.inference_mode():
-            predicted, _, _ = self.network(inputs, present.T)
+            predicted, _, _ = self.network(given, present.T)
         return np.asarray(predicted.double().numpy() * self.spread + self.center)
 
     def predict(self, x_NF: Floats) -> Floats:
@@ -157,8 +111,6 @@ class Fusion:
         """`fusion.safetensors` and `fusion.json`."""
         tensors = {f"network.{name}": tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         tensors |= {"center_F": torch.from_numpy(self.scaler.center_F), "spread_F": torch.from_numpy(self.scaler.spread_F)}
-        if self.oof_NT is not None:
-            tensors["oof_NT"] = torch.from_numpy(np.ascontiguousarray(self.oof_NT))
         save_file(tensors, folder / "fusion.safetensors")
         told = {"options": self.options, "targets": self.targets, "center": self.center, "spread": self.spread}
         told |= {"modality_F": self.scaler.modality_F, "settings": asdict(self.settings)}
@@ -168,11 +120,11 @@ class Fusion:
     def load(cls, folder: Path) -> "Fusion":
         """The ensemble that `save` wrote."""
         tensors, told = load_file(folder / "fusion.safetensors"), json.loads((folder / "fusion.json").read_text(encoding="utf-8"))
-        scaler = Scaler(center_F=tensors["center_F"].numpy(), spread_F=tensors["spread_F"].numpy(), modality_F=tuple(told["modality_F"]))
+        center_F, spread_F = (tensors[name].numpy().copy() for name in ("center_F", "spread_F"))  # never views of the mapped file
+        scaler = Scaler(center_F=center_F, spread_F=spread_F, modality_F=tuple(told["modality_F"]))
         settings = Settings(**told["settings"])
-        network = Network(_widths(scaler), told["options"], told["targets"], settings)
+        network = Network(widths(scaler), told["options"], told["targets"], settings)
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")})
-        oof = tensors.get("oof_NT")
         return cls(
             network=network.eval(),
             scaler=scaler,
@@ -181,74 +133,21 @@ class Fusion:
             center=told["center"],
             spread=told["spread"],
             settings=settings,
-            oof_NT=None if oof is None else oof.numpy(),
         )
 
 
-def _widths(scaler: Scaler) -> tuple[int, ...]:
+def widths(scaler: Scaler) -> tuple[int, ...]:
+    """Number of features of each modality that has any."""
     return tuple(width for name in MODALITIES if (width := sum(m == name for m in scaler.modality_F)))
 
 
-def _inputs(scaler: Scaler, x_NF: Floats) -> tuple[list[Tensor], Tensor]:
+def inputs(scaler: Scaler, x_NF: Floats) -> tuple[list[Tensor], Tensor]:
     """Input of every encoder, and which modality is present at all (N by modalities). History always counts as present."""
     batch = scaler.batch(x_NF)
-    inputs, present = [], []
+    given, present = [], []
     for name in MODALITIES:
         value_NF, seen_NF = batch.modality(name)
         if value_NF.shape[1]:
-            inputs.append(torch.from_numpy(np.concatenate([value_NF, seen_NF], axis=1)).float())
+            given.append(torch.from_numpy(np.concatenate([value_NF, seen_NF], axis=1)).float())
             present.append(torch.from_numpy(seen_NF.any(1) if present else np.ones(len(seen_NF), bool)))
-    return inputs, torch.stack(present, dim=1)
-
-
-def fit(training: Training, settings: Settings | None = None, *, accelerator: str = "cpu", precision: Any = "32-true") -> Fusion:
-    """Train the ensemble in one Lightning run; `accelerator` and `precision` are Lightning's own."""
-    settings = settings or Settings()
-    scaler = Scaler.fit(training.x_NF, training.modality_F)
-    inputs, present = _inputs(scaler, training.x_NF)
-    observed_N = training.observed_N
-    center, spread = float(training.target_N[observed_N].mean()), float(training.target_N[observed_N].std())
-    columns = {
-        "inputs": torch.cat(inputs, dim=1),
-        "present": present,
-        "target": torch.from_numpy(np.where(observed_N, (training.target_N - center) / spread, 0.0)).float(),
-        "observed": torch.from_numpy(observed_N).float(),
-        "option": torch.from_numpy(training.option_N),
-        "fold": torch.from_numpy(training.fold_N),
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        network = Network(_widths(scaler), training.options, training.targets, settings)
-        _train(network, _Rows(columns), settings, tuple(x.shape[1] for x in inputs), accelerator, precision)
-    model = Fusion(
-        network=network.cpu().eval(),
-        scaler=scaler,
-        options=training.options,
-        targets=training.targets,
-        center=center,
-        spread=spread,
-        settings=settings,
-    )
-    members_ENT = model.members(training.x_NF)
-    model.oof_NT = members_ENT[training.fold_N, np.arange(len(training))]
-    return model
-
-
-def _train(network: Network, rows: _Rows, settings: Settings, sizes: tuple[int, ...], accelerator: str, precision: Any) -> None:
-    sampler = BatchSampler(RandomSampler(rows), settings.batch, drop_last=False)
-    steps = len(sampler) * settings.epochs
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on loader workers: rows lie in memory already
-        trainer = lightning.Trainer(
-            max_epochs=settings.epochs,
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            gradient_clip_val=5.0,
-        )
-        trainer.fit(_Task(network, settings, sizes, steps), DataLoader(rows, sampler=sampler, batch_size=None))
+    return given, torch.stack(present, dim=1)

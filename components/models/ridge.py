@@ -96,8 +96,6 @@ class Ridge:
         """`ridge.safetensors` and `ridge.json`."""
         arrays = {"mean_P": self.mean_P, "weight_D": self.weight_D, "cov_DD": self.cov_DD.astype(np.float32)}
         arrays |= {"center_F": self.scaler.center_F, "spread_F": self.scaler.spread_F}
-        if self.oof_NT is not None:
-            arrays["oof_NT"] = self.oof_NT
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "ridge.safetensors")
         told: dict[str, Any] = {"options": self.options, "targets": self.targets, "intercept": self.intercept, "penalty": self.penalty}
         told |= {"scales": self.scales, "modality_F": self.scaler.modality_F, "missing": self.expansion.missing, "bent": self.expansion.bent}
@@ -123,7 +121,6 @@ class Ridge:
             cov_DD=arrays["cov_DD"].astype(np.float64),
             scales=told["scales"],
             penalty=told["penalty"],
-            oof_NT=arrays.get("oof_NT"),
         )
 
 

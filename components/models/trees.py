@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from components.tensors import FOLDS, Training
 from features.feature import Floats
@@ -42,11 +41,9 @@ class Trees:
         return np.mean([_predict(b, x_NF, self.options, self.targets) for b in self.boosters], axis=0)
 
     def save(self, folder: Path) -> None:
-        """`trees_<fold>.ubj`, and the cross-fitted predictions."""
+        """`trees_<fold>.ubj`."""
         for fold, booster in enumerate(self.boosters):
             booster.save_model(folder / f"trees_{fold}.ubj")
-        if self.oof_NT is not None:
-            save_file({"oof_NT": np.ascontiguousarray(self.oof_NT)}, folder / "trees.safetensors")
 
     @classmethod
     def load(cls, folder: Path, names: tuple[str, ...], options: int, targets: int) -> "Trees":
@@ -60,8 +57,7 @@ class Trees:
             if tuple(booster.feature_names or ()) != _columns(names, options, targets):
                 raise ValueError(f"{path.name} was trained on other features than this decision has. Train again.")
             boosters.append(booster)
-        oof = folder / "trees.safetensors"
-        return cls(names=names, options=options, targets=targets, boosters=boosters, oof_NT=load_file(oof)["oof_NT"] if oof.exists() else None)
+        return cls(names=names, options=options, targets=targets, boosters=boosters)
 
 
 def fit(training: Training, *, threads: int = 2) -> Trees:

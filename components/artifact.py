@@ -1,0 +1,174 @@
+"""Folders that are whole or not there: what a step leaves behind, and the bundle. A finished step is not done twice.
+
+A folder is written under a temporary name, synced, given a manifest with the sha256 of every file, and renamed. Where a cache folder is
+set (a laptop's run sets CONCORDANT_CACHE), a step whose inputs, parameters and code are unchanged hands out the folder it made before.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from features.errors import ConcordantError
+
+MARK = "[concordant]"  # begins a line that the command line turns into a progress line
+KEY_FILE = Path("/var/run/secrets/concordant/pseudonym.key")  # where a cluster mounts the secret
+
+
+class BundleError(ConcordantError):
+    """A folder that must not be used: incomplete, altered, or not giving the numbers that it gave when it was made."""
+
+
+def seal(folder: Path) -> str:
+    """Write `manifest.json`, the sha256 of every file in a folder; returns the digest of the manifest."""
+    digests = {path.relative_to(folder).as_posix(): _sha256(path) for path in _files(folder)}
+    (folder / "manifest.json").write_text(json.dumps(digests, indent=1, sort_keys=True), encoding="utf-8")
+    return _sha256(folder / "manifest.json")[:16]
+
+
+def verify(folder: Path) -> str:
+    """Check every file against the manifest; returns the digest of the manifest. Raises BundleError."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no manifest.json. Give a run folder or a bundle folder that `concordant run` made.")
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    present = {path.relative_to(folder).as_posix() for path in _files(folder)}
+    if present != set(told):
+        raise BundleError(f"{folder.name} has files missing or added: {', '.join(sorted(present ^ set(told))[:3])}. Run the pipeline again.")
+    for name, digest in told.items():
+        if _sha256(folder / name) != digest:
+            raise BundleError(f"{folder.name} was altered: {name} does not have the digest of its manifest. Run the pipeline again.")
+    return _sha256(manifest)[:16]
+
+
+def produce(
+    out: str, step: str, inputs: Sequence[str], parameters: Mapping[str, Any], work: Callable[[Path], str]
+) -> None:
+    """Make the folder `out` by `work(folder)`, which returns one line for people; or hand out what an earlier run made of the same.
+
+    `inputs` are folders that earlier steps made. Nothing appears at `out` before it is whole.
+    """
+    began = time.monotonic()
+    home = os.environ.get("CONCORDANT_CACHE")
+    target = Path(home) / step / _key(step, inputs, parameters) if home else Path(out)
+    if home:
+        _die_with_parent()
+    _say(step, "started")
+    reused = bool(home) and _is_whole(target)
+    if not reused:
+        _make(target, work)
+    if home:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).unlink(missing_ok=True)
+        Path(out).symlink_to(target.resolve())
+    message = (target / "message.txt").read_text(encoding="utf-8")
+    _say(step, "reused" if reused else "finished", seconds=round(time.monotonic() - began, 2), message=message)
+
+
+def pseudonym_key_path() -> Path:
+    """File of the pseudonym key: CONCORDANT_KEY_FILE, or where a cluster mounts it."""
+    named = os.environ.get("CONCORDANT_KEY_FILE")
+    return Path(named) if named else KEY_FILE
+
+
+def _make(target: Path, work: Callable[[Path], str]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f"{target.name}.part*"):  # of a killed run; the workspace's lock says that nobody else writes here
+        shutil.rmtree(left)
+    if target.exists():  # not whole, or of a retried step
+        shutil.rmtree(target)
+    part = target.with_name(f"{target.name}.part{os.getpid()}")
+    part.mkdir()
+    message = _guarded(work, part)
+    (part / "message.txt").write_text(message, encoding="utf-8")
+    seal(part)
+    for path in [*part.rglob("*"), part]:
+        _sync(path)
+    part.replace(target)
+    _sync(target.parent)
+
+
+def _guarded(work: Callable[[Path], str], part: Path) -> str:
+    """Do the work; a failure that is not ours is told by its place alone, because its text may quote a record."""
+    try:
+        return work(part)
+    except (ConcordantError, OSError) as error:
+        cause = str(error) if isinstance(error, ConcordantError) else f"{type(error).__name__}: {os.strerror(error.errno or 0)}."
+        _say(part.parent.name, "failed", cause=cause)
+        raise ConcordantError(cause) from None
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if any(f"/{name}/" in frame.filename for name in ("features", "components"))] or frames
+        cause = f"{type(error).__name__} in {Path(ours[-1].filename).name}, line {ours[-1].lineno}. This is a fault of ours: please report it."
+        _say(part.parent.name, "failed", cause=cause)
+        raise ConcordantError(cause) from None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except (BundleError, ValueError):
+        return False
+    return True
+
+
+def _key(step: str, inputs: Sequence[str], parameters: Mapping[str, Any]) -> str:
+    """Digest of everything that a step's result depends on."""
+    told = [step, [_sha256(Path(folder) / "manifest.json") for folder in inputs], dict(parameters), code_digest()]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@cache
+def code_digest() -> str:
+    """Digest of our own code and tables: a changed program makes new results."""
+    whole = hashlib.sha256()
+    for package in ("features", "components"):
+        spec = find_spec(package)
+        assert spec and spec.origin
+        root = Path(spec.origin).parent
+        for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
+            whole.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def file_digest(path: str) -> str:
+    """Digest of a file, "" where none is named."""
+    return _sha256(Path(path)) if path else ""
+
+
+def _files(folder: Path) -> list[Path]:
+    own = folder / "manifest.json"
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != own)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _say(step: str, state: str, **told: Any) -> None:
+    print(MARK, json.dumps({"step": step, "state": state, **told}), flush=True)  # noqa: T201  the run's log is the step's output
+
+
+def _die_with_parent() -> None:
+    """A killed run leaves no step behind that goes on writing (Linux: PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -1,0 +1,123 @@
+"""The bundle: everything that an answer needs, and nothing else, with a manifest that is checked before anything is loaded.
+
+safetensors and XGBoost UBJ only. Axis suffixes: N patients, F features, K options, T targets.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from components import decision as decisions
+from components.artifact import BundleError, seal, verify
+from components.decision import Decision
+from components.effects import Blend, Effects
+from components.models.fusion import Fusion
+from components.models.ridge import Ridge
+from components.models.trees import Trees
+from components.policy import Recommendation, inputs, recommend
+from features import catalogue
+from features.feature import Floats, Ints
+from features.store import Rows, aged
+
+FORMAT = 1
+NOT_PUBLISHED = ("manifest.json", "message.txt", "crossfit.safetensors")  # cross-fitted predictions are of patients: they stay with the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A loaded and verified bundle."""
+
+    decision: Decision
+    blend: Blend
+    ridge: Ridge
+    trees: Trees
+    fusion: Fusion
+    version: str
+    metrics: dict[str, Any]
+
+    def effects(self, x_NF: Floats) -> Effects:
+        """Effects of raw rows, in the decision's order of columns; NaN where missing."""
+        predictions = {"ridge": self.ridge.predict(x_NF), "trees": self.trees.predict(x_NF), "fusion": self.fusion.predict(x_NF)}
+        return self.blend.effects(self.decision, predictions, self.ridge.covariance(x_NF), x_NF)
+
+
+    def advise(self, rows: Rows, now_N: Ints) -> tuple[Effects, list[Recommendation]]:
+        """Effects and recommendations of rows as they may be used at `now_N`: what is stale by then does not reach the model."""
+        x_NF, stale = aged(self.decision.columns, rows.x_NF, rows.fact_NF, now_N)
+        effects = self.effects(x_NF)
+        return effects, recommend(self.decision, effects, inputs(self.decision, x_NF, stale, rows.outside))
+
+
+def write(folder: Path, decision_text: str, models: dict[str, Path], blend: Blend, x_NF: Floats, metrics: dict[str, Any]) -> str:
+    """Write a bundle of the members' folders and the blend; returns its version, the digest of its manifest.
+
+    `x_NF` are rows whose answers become the self-test: made-up rows of quantiles, never those of a patient.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    decision = decisions.parse(decision_text)
+    (folder / "decision.yaml").write_text(decision_text, encoding="utf-8")
+    for name, source in models.items():
+        (folder / name).mkdir()
+        for path in sorted(source.iterdir()):
+            if path.name not in NOT_PUBLISHED:
+                shutil.copyfile(path, folder / name / path.name)
+    blend.save(folder)
+    told = {"format": FORMAT, "columns": [f.name for f in decision.columns], "catalogue": catalogue.digest(decision.columns)}
+    _write_json(folder / "features.json", told)
+    _write_json(folder / "metrics.json", metrics)
+    bundle = _load(folder, "unsealed")
+    selftest = _quantile_rows(x_NF)
+    _write_json(folder / "selftest.json", {"x_NF": _plain(selftest), "outcome_NK": _plain(bundle.effects(selftest).outcome_NK)})
+    return seal(folder)
+
+
+def load(folder: Path) -> Bundle:
+    """Verify a bundle, load it, and check that it gives the numbers it gave when it was made. Raises BundleError."""
+    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    bundle = _load(folder, verify(folder))
+    told = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    if told["catalogue"] != catalogue.digest(bundle.decision.columns):
+        raise BundleError(f"The bundle {folder.name} was made with another feature catalogue than this installation has. Train again.")
+    selftest = json.loads((folder / "selftest.json").read_text(encoding="utf-8"))
+    found = bundle.effects(_array(selftest["x_NF"])).outcome_NK
+    if not np.allclose(found, _array(selftest["outcome_NK"]), rtol=1e-4, atol=1e-4):
+        raise BundleError(f"The bundle {folder.name} fails its self-test: this installation gives other numbers. Train again with these versions.")
+    return bundle
+
+
+def _load(folder: Path, version: str) -> Bundle:
+    decision = decisions.parse((folder / "decision.yaml").read_text(encoding="utf-8"), "decision.yaml")
+    names = tuple(feature.name for feature in decision.columns)
+    return Bundle(
+        decision=decision,
+        blend=Blend.load(folder),
+        ridge=Ridge.load(folder / "ridge"),
+        trees=Trees.load(folder / "trees", names, len(decision.options), decision.targets),
+        fusion=Fusion.load(folder / "fusion"),
+        version=version,
+        metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+    )
+
+
+def _quantile_rows(x_NF: Floats) -> Floats:
+    """Rows that belong to nobody: quantiles of each feature by itself, and a row with everything missing."""
+    known = [column[~np.isnan(column)] for column in x_NF.T]
+    rows = [[float(np.quantile(c, q)) if len(c) else math.nan for c in known] for q in (0.25, 0.5, 0.75)]
+    return np.array([*rows, [math.nan] * x_NF.shape[1]])
+
+
+def _plain(array: Floats) -> list[list[float | None]]:
+    return [[None if math.isnan(value) else float(value) for value in row] for row in array]
+
+
+def _array(rows: list[list[float | None]]) -> Floats:
+    return np.array([[math.nan if value is None else value for value in row] for row in rows], np.float64)
+
+
+def _write_json(path: Path, told: Any) -> None:
+    path.write_text(json.dumps(told, indent=1, sort_keys=True), encoding="utf-8")

@@ -1,0 +1,391 @@
+"""What is unsafe for one patient: rules over coded facts, before any score. A rule can only take options away; nothing gives one back.
+
+`facts_from` of the caller must deliver, as of the time of the question, under the names of `features/concepts.yaml`: every measurement
+of `concepts.measurements` (`egfr`, `alt`, `inr`, `systolic_blood_pressure` ...) with unit and age; `condition:*` and whether there is
+any `record:condition`; `takes:*` within its validity; the codes of active, not refuted AllergyIntolerances with their criticality;
+`diplotype:*` of CYP2C9, CYP2C19, SLCO1B1, G6PD; `variant:rs9923231`, `variant:rs2108622`; age, sex, pregnancy status of the last 30 days.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cache
+from math import isnan
+from typing import Literal, NamedTuple
+
+import yaml
+
+from components.decision import Decision
+from components.rules import PHENOTYPES, SHIPPED, UNITS, Ask, Atom, Case, Compare, Rule, RuleError, RuleSet, Truth, truth, units_of
+
+NO_KNOWN_ALLERGY = frozenset({("snomed", "716186003"), ("snomed", "409137002")})  # no known allergy, no known drug allergy
+FERTILE_YEARS = (12, 55)  # safety.md 2.4: outside of these an unknown pregnancy status is taken as not pregnant
+LIVE_CODES = ("UNIT_UNKNOWN", "IMPLAUSIBLE_INPUT", "STALE_INPUT")  # abstention codes of their own; any other gap is MISSING_REQUIRED
+Effect = Literal["block", "abstain", "prefer", "warn", "dose", "monitor", "unchecked"]
+EFFECTS: tuple[Effect, ...] = ("block", "abstain", "prefer", "warn", "dose", "monitor", "unchecked")  # the order in which they are told
+SEVERITIES = ("high", "moderate", "low")
+_GAP: dict[str, Effect] = {"block": "block", "abstain": "abstain", "warn": "unchecked"}  # what on_missing makes of a gap
+
+
+class Measured(NamedTuple):
+    """A newest value as it was sent, the unit it came in, and its age in days."""
+
+    value: float
+    unit: str | None
+    age_days: float
+
+
+class Allergy(NamedTuple):
+    """A substance that the patient is allergic to. Criticality not stated is `unknown`, which is not low."""
+
+    system: str  # short name, as in concepts.yaml
+    code: str
+    criticality: Literal["high", "low", "unknown"] = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the rules may look at: one patient at one time. What is not in here is not known; an absent list (None) is not an empty one.
+
+    `conditions`: stated true or false; others are false where there is a `problem_list`. `days_since`: of the newest statement of each.
+    `diplotypes`: gene to `*1/*3`, None for a no-call. `variants`: rsid to copies, NaN for a no-call.
+    """
+
+    measurements: Mapping[str, Measured] = field(default_factory=dict)
+    conditions: Mapping[str, bool] = field(default_factory=dict)
+    problem_list: bool = False
+    days_since: Mapping[str, float] = field(default_factory=dict)
+    drugs: frozenset[str] | None = None
+    allergies: tuple[Allergy, ...] | None = None
+    diplotypes: Mapping[str, str | None] = field(default_factory=dict)
+    variants: Mapping[str, float] = field(default_factory=dict)
+    age_years: float | None = None
+    female: bool | None = None
+    pregnant: bool | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An input that could not be used, and why."""
+
+    input: str
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rule says about some drugs. `effect` is the rule's action, or what a missing input makes of it: `abstain`, `unchecked`."""
+
+    rule: Rule
+    effect: Effect
+    drugs: tuple[str, ...]
+    used: tuple[str, ...]  # what held
+    missing: tuple[Missing, ...]
+
+    @property
+    def code(self) -> str | None:
+        """Abstention code of the first gap; None where the rule fired."""
+        codes = [gap.code for gap in self.missing]
+        return next((code for code in LIVE_CODES if code in codes), "MISSING_REQUIRED") if codes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionSafety:
+    """One option. It is permitted while any of its drugs is; `unresolved` drugs can't be cleared until an input is known."""
+
+    option: str
+    permitted: tuple[str, ...]
+    unresolved: tuple[str, ...]
+    blocked: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def state(self) -> Literal["permitted", "unresolved", "blocked"]:
+        """Blocked only where each of its drugs is."""
+        return "permitted" if self.permitted else "unresolved" if self.unresolved else "blocked"
+
+    def said(self, effect: Effect) -> tuple[Finding, ...]:
+        """Findings of one effect."""
+        return tuple(finding for finding in self.findings if finding.effect == effect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safety:
+    """The layer's answer. `current`: findings about drugs taken now; `notices`: what could not be checked; `preferred`: by guideline."""
+
+    options: tuple[OptionSafety, ...]
+    current: tuple[Finding, ...]
+    notices: tuple[Missing, ...]
+    preferred: tuple[tuple[str, Finding], ...]
+    ruleset: str
+    expired: tuple[str, ...]
+
+    @property
+    def code(self) -> str | None:
+        """RULESET_EXPIRED where any rule of the set is no longer valid: then nothing may be recommended."""
+        return "RULESET_EXPIRED" if self.expired else None
+
+    def of(self, option: str) -> OptionSafety:
+        """Safety of one option by its name."""
+        return next(entry for entry in self.options if entry.option == option)
+
+
+def evaluate(rules: RuleSet, facts: Facts, decision: Decision, today: date) -> Safety:
+    """Every rule in force against every drug of every option, and against the drugs taken now; in an order of its own."""
+
+    def judged(drugs: Iterable[str], scope: str, option: str | None) -> tuple[Finding, ...]:
+        pairs = [(drug, rule) for drug in drugs for rule in rules.about.get(drug, ()) if rule.scope in (scope, "both")]
+        return _findings(rules, facts, [(drug, rule) for drug, rule in pairs if _in_force(rule, decision.name, option, today)])
+
+    options = [_option(name, option.drugs, judged(option.drugs, "option", name)) for name, option in decision.options.items()]
+    current = judged(sorted(facts.drugs or ()), "current", None)
+    preferred = [(entry.option, f) for entry in options for f in entry.said("prefer") if set(f.drugs) & set(entry.permitted)]
+    told = [finding for entry in options for finding in entry.findings] + list(current)
+    gaps = {gap for finding in told for gap in finding.missing} | set(_not_read(rules, facts))
+    return Safety(
+        options=tuple(options),
+        current=current,
+        notices=tuple(sorted(gaps, key=lambda gap: (gap.code, gap.input, gap.text))),
+        preferred=tuple(preferred),
+        ruleset=rules.version,
+        expired=rules.expired(today),
+    )
+
+
+def _in_force(rule: Rule, decision: str, option: str | None, today: date) -> bool:
+    here = (not rule.decisions or decision in rule.decisions) and (not rule.options or option in rule.options)
+    return here and rule.effective_from <= today
+
+
+def _option(name: str, drugs: tuple[str, ...], findings: tuple[Finding, ...]) -> OptionSafety:
+    blocked = {drug for finding in findings if finding.effect == "block" for drug in finding.drugs}
+    unresolved = {drug for finding in findings if finding.effect == "abstain" for drug in finding.drugs} - blocked
+    return OptionSafety(
+        option=name,
+        permitted=tuple(drug for drug in drugs if drug not in blocked | unresolved),
+        unresolved=tuple(drug for drug in drugs if drug in unresolved),
+        blocked=tuple(drug for drug in drugs if drug in blocked),
+        findings=findings,
+    )
+
+
+def _findings(rules: RuleSet, facts: Facts, judged: Iterable[tuple[str, Rule]]) -> tuple[Finding, ...]:
+    """One finding a rule and effect, with the drugs that it is about."""
+    found: dict[tuple[str, Effect], Finding] = {}
+    for drug, rule in judged:
+        verdict, used, missing = judge(rules, rule, drug, facts)
+        if verdict is not False:
+            effect: Effect = rule.action if verdict else _GAP[rule.on_missing]
+            so_far = found.get((rule.rule_id, effect), Finding(rule, effect, (), (), ()))
+            used, missing = tuple(dict.fromkeys(so_far.used + used)), tuple(dict.fromkeys(so_far.missing + missing))
+            found[rule.rule_id, effect] = Finding(rule, effect, (*so_far.drugs, drug), used, missing)
+    return tuple(sorted(found.values(), key=lambda f: (EFFECTS.index(f.effect), SEVERITIES.index(f.rule.severity), f.rule.rule_id)))
+
+
+def judge(rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> tuple[Truth, tuple[str, ...], tuple[Missing, ...]]:
+    """Does a rule fire for one drug: yes, no or not known; what was used, and, where it is not known, what is missing."""
+    answers = {atom: _answer(atom, rules, rule, drug, facts) for atom in rule.atoms}
+    verdict = truth(rule.expression, lambda atom: None if isinstance(answers[atom], Missing) else bool(answers[atom]))
+    used = tuple(_told(atom, facts) for atom, answer in answers.items() if answer is True)
+    missing = tuple(dict.fromkeys(answer for answer in answers.values() if isinstance(answer, Missing)))
+    return verdict, used, missing if verdict is None else ()
+
+
+def _told(atom: Atom, facts: Facts) -> str:
+    """What held, in words: a value with its unit and age, or the question."""
+    if isinstance(atom, Compare) and atom.quantity not in UNITS:
+        value = facts.measurements[atom.quantity]
+        return f"{atom.quantity} {value.value:g} {value.unit}, {value.age_days:.0f} days old ({atom})"
+    return str(atom)
+
+
+# Each question gives True or False, or what is missing ----------------------------------------------------------------------------------
+
+
+def _answer(atom: Atom, rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> bool | Missing:
+    if isinstance(atom, Compare):
+        value = _value(atom, rules, rule, facts)
+        return value if isinstance(value, Missing) else _holds(value, atom, rules)
+    if atom.word == "has_condition":
+        return _condition(atom.names[0], facts)
+    if atom.word in ("takes_drug", "interacts"):
+        return _takes(atom, rules, drug, facts)
+    if atom.word == "phenotype":
+        found = phenotype(atom.names[0], facts)
+        return found if isinstance(found, Missing) else found == atom.answer
+    if atom.word.endswith("_allergy"):
+        return _allergy(atom, rules, drug, facts)
+    return _flag(atom.word, facts)
+
+
+def _holds(value: float, atom: Compare, rules: RuleSet) -> bool:
+    """Both sides in our unit, rounded to 6 decimals: a threshold is met exactly however it was sent."""
+    factor, offset = units_of(atom.quantity, rules.table)[atom.unit]
+    left, right = round(value, 6), round(atom.number * factor + offset, 6)
+    return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[atom.sign]
+
+
+def _value(atom: Compare, rules: RuleSet, rule: Rule, facts: Facts) -> float | Missing:
+    """Value of a quantity in our unit; infinitely many days since a condition that is not there."""
+    quantity, name = atom.quantity, atom.of
+    if quantity == "age":
+        return _known(facts.age_years, "age", "MISSING_REQUIRED", "Age is not known.")
+    if quantity == "copies":
+        return _known(facts.variants.get(name), name, *_no_advice(name, name in facts.variants))
+    if quantity == "days_since":
+        present = _condition(name, facts)
+        if present is not True:
+            return present if isinstance(present, Missing) else float("inf")
+        return _known(facts.days_since.get(name), name, "MISSING_REQUIRED", f"It is not known when '{name}' was stated.")
+    sent = facts.measurements.get(quantity)
+    if sent is None or isnan(sent.value):
+        return Missing(quantity, "MISSING_REQUIRED", f"{quantity} is not known.")
+    reading = rules.table.read(quantity, sent.value, sent.unit)
+    if reading.problem == "unit_unknown":
+        return Missing(quantity, "UNIT_UNKNOWN", f"{quantity} came in a unit that can't be converted: it was not compared.")
+    if reading.problem or sent.age_days < 0:
+        return Missing(quantity, "IMPLAUSIBLE_INPUT", f"{quantity} or its date is not plausible: it was not compared.")
+    limit = rule.limit(quantity, reading.value)
+    if not sent.age_days <= limit:  # also where the age is NaN
+        return Missing(quantity, "STALE_INPUT", f"{quantity} is older than {limit:g} days: measure it again.")
+    return reading.value
+
+
+def _known(value: float | None, name: str, code: str, text: str) -> float | Missing:
+    return Missing(name, code, text) if value is None or isnan(value) else value
+
+
+def _no_advice(name: str, tested: bool) -> tuple[str, str]:
+    state = "was not called or can't be interpreted" if tested else "is not on record"
+    return "GENOTYPE_NO_CALL" if tested else "GENOTYPE_UNKNOWN", f"{name} {state}: no pharmacogenomic advice. This is not a normal result."
+
+
+def _condition(name: str, facts: Facts) -> bool | Missing:
+    stated = facts.conditions.get(name)
+    if stated is None and not facts.problem_list:
+        return Missing("conditions", "CONDITION_UNKNOWN", "No problem list is on record: conditions could not be checked.")
+    return bool(stated)
+
+
+def _takes(atom: Ask, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing:
+    if facts.drugs is None:
+        return Missing("drugs", "MEDICATION_UNKNOWN", "No medication list is on record: interactions could not be checked.")
+    others = facts.drugs - {drug}
+    if atom.word == "takes_drug":
+        return bool(others & rules.members[atom.names[0]])
+    one, two = (rules.members[name] for name in atom.names)
+    return bool(drug in one and others & two) or bool(drug in two and others & one)
+
+
+def _allergy(atom: Ask, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing:
+    if facts.allergies is None:
+        text = "No allergy list is on record, which is not 'no known allergy'. Ask and record it."
+        return Missing("allergies", "ALLERGY_UNKNOWN", text)
+    wanted = {drug} if atom.names[0] == "this" else rules.members[atom.names[0]] | {atom.names[0]}
+    counted = {"has_allergy": ("high", "unknown", "low"), "serious_allergy": ("high", "unknown"), "severe_allergy": ("high",)}[atom.word]
+    return any(entry.criticality in counted and _substance(rules, entry) in wanted for entry in facts.allergies)
+
+
+def _substance(rules: RuleSet, allergy: Allergy) -> str | None:
+    codes = rules.table.by_code
+    return codes.get((f"allergen/{allergy.system}", allergy.code)) or codes.get((f"drug/{allergy.system}", allergy.code))
+
+
+def _not_read(rules: RuleSet, facts: Facts) -> list[Missing]:
+    """Allergies whose code means nothing to us: counted, never taken as harmless in silence."""
+    odd = [entry for entry in facts.allergies or () if entry[:2] not in NO_KNOWN_ALLERGY and _substance(rules, entry) is None]
+    text = f"{len(odd)} recorded allergies carry codes that are not in concepts.yaml: they were not compared."
+    return [Missing("allergies", "ALLERGY_NOT_READ", text)] if odd else []
+
+
+def _flag(word: str, facts: Facts) -> bool | Missing:
+    if word == "always":
+        return True
+    value = facts.female if word == "female" else facts.pregnant
+    if value is None and word == "pregnant":
+        age = facts.age_years
+        barren = facts.female is False or (age is not None and not FERTILE_YEARS[0] <= age <= FERTILE_YEARS[1])
+        return False if barren else Missing("pregnant", "PREGNANCY_UNKNOWN", "Pregnancy status of the last 30 days is not known.")
+    return Missing(word, "MISSING_REQUIRED", "Sex is not known.") if value is None else value
+
+
+@cache
+def phenotypes() -> dict[str, dict[tuple[str, ...], str]]:
+    """CPIC phenotype of each pair of alleles of a gene, in both orders, from the alleles' functions."""
+    found: dict[str, dict[tuple[str, ...], str]] = {}
+    for gene, entry in yaml.safe_load((SHIPPED / PHENOTYPES).read_text(encoding="utf-8"))["genes"].items():
+        pairs = found.setdefault(gene, {})
+        for both, name in entry["phenotypes"].items():
+            one, two = (entry["functions"][function] for function in both.split("/"))
+            pairs |= {pair: name for a in one for b in two for pair in ((a, b), (b, a))}
+    return found
+
+
+def phenotype(gene: str, facts: Facts) -> str | Missing:
+    """Phenotype of the reported diplotype. A no-call, an allele of unknown function or none at all is missing, never normal."""
+    alleles = tuple((facts.diplotypes.get(gene) or "").split("/"))
+    found = phenotypes().get(gene, {}).get(alleles)
+    return found or Missing(gene, *_no_advice(gene, gene in facts.diplotypes))
+
+
+def facts_of(case: Case, rules: RuleSet) -> Facts:
+    """Facts of a rule's test case."""
+    given = case.given
+    codes = {name: key for key, name in reversed(rules.table.by_code.items()) if key[0].startswith(("allergen/", "drug/"))}
+    allergies = None if given.allergies is None else [(codes[name], how) for name, how in given.allergies.items()]
+    return Facts(
+        measurements={name: Measured(*sent) for name, sent in given.measured.items()},
+        conditions=dict.fromkeys([*(given.conditions or ()), *given.days_since], True),
+        problem_list=given.conditions is not None,
+        days_since=given.days_since,
+        drugs=None if given.drugs is None else frozenset(given.drugs),
+        allergies=None if allergies is None else tuple(Allergy(kind.split("/")[1], code, how) for (kind, code), how in allergies),
+        diplotypes=given.diplotypes,
+        variants={rsid: float("nan") if copies is None else copies for rsid, copies in given.variants.items()},
+        age_years=given.age,
+        female=given.female,
+        pregnant=given.pregnant,
+    )
+
+
+def check(rules: RuleSet) -> list[str]:
+    """Test cases that don't come out as their rule says: a rule set is used only where there is none."""
+    wrong = []
+    for rule in rules.rules:
+        first = next(drug for drug in rules.table.drugs if drug in rules.members[rule.drugs[0]])
+        for case in rule.test_cases:
+            found = judge(rules, rule, case.drug or first, facts_of(case, rules))[0]
+            if found != {True: True, False: False, "unknown": None}[case.fires]:
+                wrong.append(f"{rule.rule_id}: case '{case.case}' should give {case.fires}, gives {'unknown' if found is None else found}")
+    return wrong
+
+
+def listing(rules: RuleSet) -> list[dict[str, str]]:
+    """One row a rule for `concordant rules`, all in words."""
+    plain = ("rule_id", "version", "action", "severity", "condition", "jurisdiction", "expires")
+    return [
+        {name: str(getattr(rule, name)) for name in plain}
+        | {"drugs": ", ".join(rule.drugs), "source": rule.source.title, "reviewed": "yes" if rule.reviewed else "no"}
+        for rule in rules.rules
+    ]
+
+
+def explain(rules: RuleSet, rule_id: str) -> str:
+    """One rule with its cases as Markdown, for `concordant explain-rule ID`. Raises RuleError for an id that is not in the set."""
+    rule = next((rule for rule in rules.rules if rule.rule_id == rule_id), None)
+    if rule is None:
+        near = ", ".join(r.rule_id for r in rules.rules if r.rule_id.split(".")[0] == rule_id.split(".")[0])
+        raise RuleError(f"There is no rule '{rule_id}'. {'Near it: ' + near if near else 'concordant rules lists all'}.")
+    drugs = [drug for drug in rules.table.drugs if any(drug in rules.members[name] for name in rule.drugs)]
+    codes = "any drug" if "any" in rule.drugs else ", ".join(f"{drug} (RxNorm {rules.table.drugs[drug][0]})" for drug in drugs)
+    source = ", ".join(part for part in (rule.source.title, rule.source.url, rule.source.label_id, rule.source.label_date) if part)
+    fresh = ", ".join(f"{entry.input} at most {entry.max_age_days:g} days old" for entry in rule.requires) or "nothing measured"
+    lines = [
+        f"# {rule.rule_id} {rule.version}\n\n{rule.text}\n",
+        f"- {rule.action} ({rule.severity}) where `{rule.condition}`; where that is not known: {rule.on_missing}",
+        f"- judges {codes} as {rule.scope}; needs {fresh}",
+        f"- holds in {rule.jurisdiction}, {rule.effective_from} to {rule.expires}",
+        f"- source: {source}; {rule.source.licence}; {'compared' if rule.reviewed else 'NOT YET COMPARED'} with it\n\n## Cases\n",
+    ]
+    return "\n".join([*lines, *(f"- {c.case}: {c.given.model_dump(exclude_unset=True)} -> fires: {c.fires}" for c in rule.test_cases)])

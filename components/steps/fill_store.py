@@ -1,0 +1,19 @@
+"""Feature rows to a Feast store: a view a modality for analysts, packed rows for serving."""
+
+from kfp import dsl
+
+from components.steps import component
+
+
+@component
+def fill_store(decision: str, features: dsl.Input[dsl.Dataset], store: dsl.Output[dsl.Dataset]):  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    from components.artifact import produce
+    from components.decision import parse
+    from components.study import fill_store as fill
+
+    def work(folder):
+        return fill(parse(decision), Path(features.path), folder)
+
+    produce(store.path, "fill_store", [features.path], {"decision": decision}, work)

@@ -1,0 +1,21 @@
+"""Shrunk linear member, cross-fitted; for dose finding once more without genomics."""
+
+from kfp import dsl
+
+from components.steps import component
+
+
+@component
+def train_ridge(decision: str, cohort: dsl.Input[dsl.Dataset], features: dsl.Input[dsl.Dataset], model: dsl.Output[dsl.Model]):  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    from components.artifact import produce
+    from components.cohort import Cohort
+    from components.decision import parse
+    from components.models.ridge import fit
+    from components.study import train
+
+    def work(folder):
+        return train(parse(decision), Cohort.read(Path(cohort.path)), Path(features.path), fit, folder)
+
+    produce(model.path, "train_ridge", [cohort.path, features.path], {"decision": decision}, work)

@@ -1,0 +1,58 @@
+"""A whole cohort at once: one row a patient, as a table that a script can read.
+
+Axis suffixes: N patients, K options.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from components.bundle import Bundle
+from components.cohort import first_option
+from components.decision import Decision
+from components.policy import Abstain, Recommendation
+from components.study import rows_at
+from features.events import PseudonymKey
+from features.feature import Events, Floats, Ints
+from features.fhir import NEVER_US
+
+UNSCORED = (Abstain.MISSING_REQUIRED, Abstain.STALE_INPUT, Abstain.OUT_OF_POPULATION)  # no score is told where none may be relied on
+
+
+def recommend_all(bundle: Bundle, table: pa.Table, patients: Sequence[str], key: PseudonymKey) -> pa.Table:
+    """A row for each patient of a source, in the order given.
+
+    Each is asked as of time zero where an option was started, else as of the newest date of the records. `patients` are ids as the
+    source has them: the table goes back to whoever owns it.
+    """
+    events = Events(table)
+    ids = tuple(key.pseudonym(patient) for patient in patients)
+    time_N = _asked(events, bundle.decision, ids)
+    rows = rows_at(bundle.decision, events, ids, time_N)
+    effects, answers = bundle.advise(rows, time_N)
+    dose_N = [None] * len(ids) if effects.dose_N is None else effects.dose_N
+    told = zip(patients, time_N, answers, effects.outcome_NK, dose_N, strict=True)
+    return pa.Table.from_pylist([_row(bundle.decision, *entry) for entry in told])
+
+
+def _asked(events: Events, decision: Decision, ids: tuple[str, ...]) -> Ints:
+    """When each patient is asked."""
+    start_P, _ = first_option(events, decision)
+    number_N = events.numbers(ids)
+    start_N = start_P[number_N] if len(start_P) else np.full(len(ids), NEVER_US)
+    return np.where((number_N >= 0) & (start_N < NEVER_US), start_N, events.newest_us)
+
+
+def _row(decision: Decision, patient: str, time_us: int, answer: Recommendation, outcome_K: Floats, dose: float | None) -> dict[str, Any]:
+    scored = answer.abstained not in UNSCORED
+    row: dict[str, Any] = {"patient_id": patient, "time": datetime.fromtimestamp(time_us / 1e6, UTC).isoformat()}
+    row |= {f"outcome_{name}": float(value) if scored else None for name, value in zip(decision.option_names, outcome_K, strict=True)}
+    row |= {"recommended": answer.recommended, "abstained": str(answer.abstained) if answer.abstained else None}
+    row |= {"equivalent": "|".join(answer.equivalent), "excluded": "|".join(entry.option for entry in answer.excluded)}
+    row["reasons"] = " ".join(answer.reasons)
+    if decision.outcome.kind == "dose":
+        row["dose_mg_week"] = float(dose) if scored and dose is not None else None
+    return row

@@ -1,0 +1,206 @@
+"""The command line: `concordant --help`. Platforms are imported by the command that needs them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from features.errors import ConcordantError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Concordant recommends personalised treatment from FHIR records. Research software, not a medical device.",
+)
+console = Console(highlight=False, soft_wrap=True, file=sys.stdout)  # bound now: a run turns sys.stdout to its log
+
+WORKSPACE = Path(".concordant")
+Decision = Annotated[str, typer.Argument(help="A shipped decision (glucose_lowering, warfarin) or the path of a YAML file.")]
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Folder for keys, finished steps and runs.")]
+RunOption = Annotated[Path | None, typer.Option("--bundle", help="A run folder or a bundle folder; the newest run where none is given.")]
+SourceOption = Annotated[str, typer.Option("--source", help="Folder or fsspec URL that holds FHIR R4 NDJSON files or Bundles.")]
+
+
+@app.command(epilog="Example: `concordant run warfarin --source exports/anticoagulation`")
+def run(
+    decision: Decision,
+    source: Annotated[str | None, typer.Option(help="Folder or URL of FHIR NDJSON. Without it: a simulated cohort.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    patients: Annotated[int, typer.Option(help="Size of the simulated cohort.", min=200)] = 8000,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated cohort.")] = 0,
+) -> None:
+    """Run the whole pipeline here: records, features, models, evaluation, a verified bundle. A second run repeats nothing finished."""
+    from pipelines import show
+    from pipelines.local import Workspace
+    from pipelines.local import run as run_locally
+
+    space, truth = Workspace(root=workspace), ""
+    from components.decision import load
+
+    loaded = load(decision)
+    if source is None:
+        source, truth = show.simulated(console, space, loaded.name, patients, seed)
+    else:
+        from features import fhir
+
+        fhir.files(source)
+    with show.Progress(console) as progress:
+        folder = run_locally(decision, source, truth, space, progress.tell)
+    show.finished(console, folder)
+
+
+@app.command(epilog="Example: `concordant recommend --bundle .concordant/runs/warfarin-1a2b3c4d --source exports/new --out advice.csv`")
+def recommend(
+    source: SourceOption,
+    out: Annotated[Path, typer.Option(help="FILE.csv or FILE.parquet to write.")],
+    bundle: RunOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Recommend for a whole cohort at once: one row a patient."""
+    import secrets
+
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from components.bundle import load
+    from components.whole import recommend_all
+    from features import events, fhir
+    from pipelines.local import Workspace
+
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConcordantError(f"--out must end in .csv or .parquet, found {out.suffix or 'no ending'!r}.")
+    loaded = load(bundle or Workspace(root=workspace).latest())
+    key = events.PseudonymKey(secrets.token_bytes(32))  # nothing of this run is kept, so neither is its key
+    with console.status("reading the source"):
+        lines = (line for path in fhir.files(source) for line in fhir.lines(path))
+        table = events.collect(lines, key, events.now_us())
+        patients = list(dict.fromkeys(events.raw_ids(source)))
+    if not patients:
+        raise ConcordantError(f"The source {source!r} holds no Patient resource, so there is nobody to recommend for.")
+    with console.status(f"asking for {len(patients):,} patients"):
+        answers = recommend_all(loaded, table, patients, key)
+    draft = out.with_name(out.name + ".part")
+    (pyarrow.csv.write_csv if out.suffix == ".csv" else pyarrow.parquet.write_table)(answers, draft)
+    draft.replace(out)
+    answered = sum(value is not None for value in answers["recommended"].to_pylist())
+    console.print(f"{answers.num_rows:,} patients, {answered:,} with a single recommendation, written to {out}")
+
+
+@app.command(epilog="Example: `concordant effects trial.csv --option arm --outcome change --lower-is-better --out effects.csv`")
+def effects(
+    table: Annotated[Path, typer.Argument(help="CSV with a row a patient.")],
+    option: Annotated[str, typer.Option(help="Column that names what was given.")],
+    outcome: Annotated[str, typer.Option(help="Column of the outcome, a number.")],
+    apply: Annotated[Path | None, typer.Option(help="CSV of other patients to estimate for.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV to write: outcomes, differences with intervals, advice.")] = None,
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better/--higher-is-better", help="Which end of the outcome is good.")] = False,
+) -> None:
+    """Estimate effects on a plain table: a trial or a registry."""
+    from pipelines import show
+
+    show.effects(console, table, option, outcome, apply, out, lower_is_better)
+
+
+@app.command(epilog="Example: `concordant ingest exports/today --out events/today`")
+def ingest(
+    source: Annotated[str, typer.Argument(help="Folder or fsspec URL of FHIR NDJSON.")],
+    out: Annotated[Path, typer.Option(help="Folder to write events, quarantine and summary into.")],
+    key: Annotated[Path | None, typer.Option(help="File of the pseudonym key; made where there is none.")] = None,
+) -> None:
+    """The door alone: FHIR to events, with an account of everything that was not accepted."""
+    from features import events
+    from pipelines import show
+
+    with console.status("reading") as status:
+        told = events.ingest(
+            source,
+            out,
+            events.PseudonymKey.at(key or out / "pseudonym.key"),
+            progress=lambda file, line: status.update(f"reading {file}, line {line:,}"),
+        )
+    show.ingested(console, told, out)
+
+
+@app.command(epilog="Example: `concordant serve --bundle .concordant/runs/glucose_lowering-1a2b3c4d --port 8080`")
+def serve(
+    bundle: RunOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+    port: Annotated[int, typer.Option(help="Port of the transformer on 127.0.0.1; the predictor takes the next one.")] = 8080,
+) -> None:
+    """Serve a run by KServe as two local processes: a transformer that reads the feature store, a predictor with the bundle."""
+    from pipelines.local import Workspace
+    from pipelines.serve import Endpoints
+
+    space = Workspace(root=workspace)
+    with Endpoints(run=bundle or space.latest(), key_file=space.key_file, port=port) as endpoints:
+        console.print(f"Ready: {endpoints.url}\nAsk in another window: concordant ask PATIENT --url {endpoints.base}\nCtrl-C stops.")
+        endpoints.wait()
+
+
+@app.command(epilog="Example: `concordant ask 1a2b-3c4d` asks a running `concordant serve`; with `--start` it starts one for this question.")
+def ask(
+    patient: Annotated[str | None, typer.Argument(help="Patient id as the source has it; without it the first patient who awaits a decision.")] = None,
+    url: Annotated[str, typer.Option(help="Where `concordant serve` listens.")] = "http://127.0.0.1:8080",
+    start: Annotated[bool, typer.Option("--start", help="Start the endpoints for this question and stop them after it.")] = False,
+    bundle: RunOption = None,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Ask for one patient and print the answer for people."""
+    from pipelines import show
+    from pipelines.local import Workspace
+    from pipelines.serve import Endpoints, question, served
+
+    space = Workspace(root=workspace)
+    query = {"patient_id": patient} if patient is not None else {"pseudonym": space.waiting(bundle or space.latest())}
+    if not start:
+        show.answer(console, question(url, served(url), query))
+        return
+    with console.status("starting transformer and predictor"), Endpoints(run=bundle or space.latest(), key_file=space.key_file) as endpoints:
+        told = question(endpoints.base, endpoints.name, query)
+    show.answer(console, told)
+
+
+@app.command("compile", epilog="Example: `concordant compile --out treatment.yaml`")
+def compile_graph(out: Annotated[Path, typer.Option(help="File to write.")] = Path("treatment.yaml")) -> None:
+    """Write the graph for a Kubeflow Pipelines cluster."""
+    from pipelines.cluster import compile_to
+
+    compile_to(out)
+    console.print(f"Wrote {out}: the same graph that `concordant run` executes.")
+
+
+@app.command(epilog="Example: `concordant submit warfarin --source s3://records/export --host http://127.0.0.1:8888`")
+def submit(
+    decision: Decision,
+    source: SourceOption,
+    host: Annotated[str, typer.Option(help="Kubeflow Pipelines endpoint.")],
+    experiment: Annotated[str, typer.Option(help="Experiment to run in.")] = "concordant",
+    namespace: Annotated[str | None, typer.Option(help="Namespace, on a multi-user installation.")] = None,
+) -> None:
+    """Send a run to a Kubeflow Pipelines endpoint. A token is read from CONCORDANT_KFP_TOKEN."""
+    from pipelines.cluster import submit_to
+
+    run_id = submit_to(host, decision, source, experiment, namespace, os.environ.get("CONCORDANT_KFP_TOKEN"))
+    console.print(f"Submitted run {run_id} to {host}")
+
+
+def main() -> None:
+    """Entry point: every error that a person can mend is one clear message and exit code 1."""
+    try:
+        app()
+    except ConcordantError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _plain(text: Any) -> str:
+    from rich.markup import escape
+
+    return escape(str(text))

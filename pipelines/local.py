@@ -1,0 +1,166 @@
+"""A run on this machine: the graph by kfp's local runner, in a workspace that remembers what is finished."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from hashlib import sha256
+from io import TextIOBase
+from pathlib import Path
+from typing import Any
+
+from components.artifact import MARK
+from components.decision import load, path_of
+from features.errors import ConcordantError
+
+STEPS = (
+    "ingest",
+    "select_cohort",
+    "build_features",
+    "fill_store",
+    "train_ridge",
+    "train_trees",
+    "train_fusion",
+    "estimate_effects",
+    "evaluate",
+    "publish",
+)
+Told = dict[str, Any]
+
+
+class RunFailed(ConcordantError):
+    """A step failed; the message is its cause and where the log lies."""
+
+
+@dataclass(kw_only=True)
+class Workspace:
+    """A folder that holds the pseudonym key, the finished steps, simulated sources and the runs."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        """One folder a run."""
+        return self.root / "runs"
+
+    @property
+    def key_file(self) -> Path:
+        """The key of this workspace's pseudonyms."""
+        return self.root / "pseudonym.key"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One run at a time. Raises ConcordantError where another is at work."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConcordantError(f"Another run is at work in {self.root}. Wait for it, or give another --workspace.") from None
+            yield
+
+    def latest(self) -> Path:
+        """The newest run with a bundle. Raises ConcordantError where there is none."""
+        found = sorted(self.runs.glob("*/bundle"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise ConcordantError(f"There is no finished run in {self.root}. Make one with: concordant run glucose_lowering")
+        return found[-1].parent
+
+
+    def waiting(self, run: Path) -> str:
+        """Pseudonym of the first patient of a run whom the decision is about and who has not started an option."""
+        import pyarrow.parquet as pq
+
+        serving, learned = pq.read_table(run / "store" / "serving_row.parquet"), pq.read_table(run / "store" / "history.parquet")
+        asked = set(learned["patient_id"].to_pylist()[: learned.num_rows - serving.num_rows])  # the training rows stand first
+        rows = zip(serving["patient_id"].to_pylist(), serving["outside"].to_pylist(), strict=True)
+        found = next((patient for patient, outside in rows if not outside and patient not in asked), None)
+        if found is None:
+            raise ConcordantError("Nobody in this run awaits a decision. Give the id of a patient.")
+        return str(found)
+
+
+@dataclass(kw_only=True)
+class _Log(TextIOBase):
+    """Takes what kfp prints, keeps it in the run's log without colours, and tells what the steps say of themselves."""
+
+    path: Path
+    tell: Callable[[Told], None]
+    failure: Told | None = None
+    _open: str = ""
+    _file: Any = field(default=None)
+
+    def write(self, text: str) -> int:
+        self._file = self._file or self.path.open("a", encoding="utf-8")
+        self._open += text
+        *whole, self._open = self._open.split("\n")
+        for line in whole:
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+            self._file.write(plain + "\n")
+            if MARK in plain:
+                told = json.loads(plain.split(MARK, 1)[1])
+                self.failure = told if told["state"] == "failed" else self.failure
+                self.tell(told)
+        self._file.flush()
+        return len(text)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Callable[[Told], None]) -> Path:
+    """Run the graph; returns the run's folder with `metrics.json`, `report.html`, `bundle/` and `store/`.
+
+    Steps that an earlier run finished with the same inputs, parameters and code are not repeated. Raises RunFailed.
+    """
+    text = path_of(decision).read_text(encoding="utf-8")
+    name = load(decision).name
+    with workspace.locked():
+        folder = workspace.runs / f"{name}-{sha256((text + source).encode()).hexdigest()[:8]}"
+        shutil.rmtree(folder / "kfp", ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = _Log(path=folder / "log.txt", tell=tell)
+        log.path.unlink(missing_ok=True)
+        environment = {"CONCORDANT_CACHE": str(workspace.root / "cache"), "CONCORDANT_KEY_FILE": str(workspace.key_file), "PYTHONSAFEPATH": "1"}
+        os.environ.update({name: str(Path(value).resolve()) if "/" in value else value for name, value in environment.items()})
+        _execute(folder, log, {"decision": text, "source": source, "truth": truth})
+        _collect(folder)
+        (folder / "run.json").write_text(json.dumps({"decision": name, "source": source, "truth": truth}), encoding="utf-8")
+    return folder
+
+
+def _execute(folder: Path, log: _Log, arguments: dict[str, str]) -> None:
+    try:
+        with redirect_stdout(log), redirect_stderr(log):
+            from kfp import local
+
+            from pipelines.treatment import treatment
+
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "kfp"), raise_on_error=True)
+            treatment(**arguments)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        told = log.failure or {"step": "the graph", "cause": f"{type(error).__name__} before any step reported a cause."}
+        raise RunFailed(f"Step {told['step']} failed: {told['cause']}\nThe whole log: {log.path}") from None
+
+
+def _collect(folder: Path) -> None:
+    """Bring what people use to the top of the run's folder. The store is a copy, because a database is opened for writing."""
+    made = {path.name: path.resolve() for path in folder.glob("kfp/*/*/*") if path.is_dir()}
+    for name in ("metrics.json", "report.html", "flow.json"):
+        shutil.copyfile(made["evaluation"] / name, folder / name)
+    for name, source in (("store", made["store"]), ("bundle", made.get("bundle", Path()) / "bundle")):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        if source.is_dir() and (name != "bundle" or "bundle" in made):
+            draft = folder / f".{name}"
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(source, draft)
+            draft.replace(folder / name)
+    if "bundle" not in made:
+        verdict = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["verdict"]
+        raise RunFailed(f"The gate says: {verdict}. Nothing was published. See {folder / 'report.html'}")

@@ -1,0 +1,166 @@
+"""What people see: progress, summaries, answers."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from features.errors import ConcordantError
+from pipelines.local import Told, Workspace
+
+SIMULATED = "glucose_lowering"
+
+
+class Progress:
+    """A line a step: what it did and how long it took; on a terminal a spinner names the step at work."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._status = console, console.status("starting")
+
+    def __enter__(self) -> "Progress":
+        self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._status.stop()
+
+    def tell(self, told: Told) -> None:
+        """A step started, finished, was reused, or failed."""
+        if told["state"] == "started":
+            self._status.update(f"{told['step']} ...")
+        elif told["state"] in ("finished", "reused"):
+            seconds = "reused " if told["state"] == "reused" else f"{told['seconds']:5.1f} s"
+            self._console.print(f"  [green]✓[/] {told['step']:<17} {seconds:>8}  {escape(told['message'])}")
+        else:
+            self._console.print(f"  [red]✗[/] {told['step']}")
+
+
+def simulated(console: Console, space: Workspace, decision: str, patients: int, seed: int) -> tuple[str, str]:
+    """Source and truth of a simulated cohort, made where it is not there yet."""
+    from pipelines.simulate import World, simulate, truth_path
+
+    if decision != SIMULATED:
+        raise ConcordantError(f"The simulator makes cohorts for {SIMULATED} only. For {decision} give --source, a folder or URL of FHIR NDJSON.")
+    folder = space.root / "sources" / f"simulated-{patients}-{seed}"
+    with console.status(f"simulating {patients:,} patients") as status:
+        simulate(World(patients=patients, seed=seed), folder, progress=lambda done: status.update(f"simulated {done:,} of {patients:,} patients"))
+    console.print(f"  [green]✓[/] {'simulate':<17} {'':>8}  {patients:,} synthetic patients as FHIR R4 in {folder}")
+    return str(folder.resolve()), str(truth_path(folder).resolve())
+
+
+def finished(console: Console, folder: Path) -> None:
+    """The figures that decide, and what to do next."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(title=f"{metrics['decision']}, {metrics['patients']:,} patients, {metrics['folds']}-fold cross-validated", title_justify="left")
+    if "mae_mg_week" in metrics:
+        _dose_rows(table, metrics)
+    else:
+        _choice_rows(table, metrics)
+    console.print(table)
+    console.print(f"Run: {folder}\nReport: {folder / 'report.html'}\nNext: concordant ask --start --bundle {folder}")
+
+
+def _dose_rows(table: Table, metrics: Told) -> None:
+    for column in ("", "MAE, mg/week", "within 20 %"):
+        table.add_column(column, justify="left" if not column else "right")
+    names = {"": "Concordant", "_without_genomics": "Concordant without genomics"}
+    names |= {key.removeprefix("mae_mg_week"): key.removeprefix("mae_mg_week_").replace("_", " ") for key in metrics if "published" in key and "mae" in key}
+    for suffix, label in names.items():
+        if f"mae_mg_week{suffix}" in metrics:
+            table.add_row(label, f"{metrics[f'mae_mg_week{suffix}']:.2f}", f"{metrics[f'within_20_percent{suffix}']:.1%}")
+
+
+def _choice_rows(table: Table, metrics: Told) -> None:
+    for column in ("", "regret", "true mean outcome"):
+        table.add_column(column, justify="left" if not column else "right")
+    if "policy_regret" not in metrics:
+        gain = next(key for key in metrics if key.startswith("gain_over_best_fixed") and not key.endswith(("low", "high")))
+        table.add_row("gain over the best fixed option", f"{metrics[gain]:.2f}", f"{metrics[gain + '_low']:.2f} to {metrics[gain + '_high']:.2f}")
+        return
+    oracle = metrics["oracle_true_outcome"]
+    names = {"policy_regret": "Concordant"} | {k: k.removeprefix("fixed_regret_") + " for all" for k in metrics if k.startswith("fixed_regret_")}
+    for key, label in (names | {"prescriber_regret": "as prescribed", "random_regret": "at random"}).items():
+        table.add_row(label, f"{metrics[key]:.2f}", f"{oracle + metrics[key]:.2f}")
+    table.add_row("oracle: the best for each patient", "0.00", f"{oracle:.2f}")
+
+
+def ingested(console: Console, told: Told, out: Path) -> None:
+    """One page: what came, what was kept, what was not and why."""
+    table = Table(title="received = accepted + quarantined", title_justify="left")
+    for column in ("resource type", "received", "quarantined"):
+        table.add_column(column, justify="left" if column == "resource type" else "right")
+    for kind, count in told["by_type"].items():
+        table.add_row(kind, f"{count['received']:,}", f"{count['quarantined']:,}")
+    table.add_row("all", f"{told['received']:,}", f"{told['quarantined']:,}", style="bold")
+    console.print(table)
+    for reason in told["reasons"]:
+        console.print(f"  {reason['resources']:>8,}  {reason['reason']}  ({reason['type']} in {escape(reason['file'])})")
+    console.print(f"{told['events']:,} events of {told['patients']:,} patients in {out}")
+
+
+def answer(console: Console, told: Told) -> None:
+    """The answer for one patient: a small table, the reasons, the versions."""
+    console.print(f"[bold]{told['title']}[/], as of {told['as_of'][:10]}")
+    if told["ranked"]:
+        _options(console, told)
+    if told["dose_mg_week"] is not None:
+        console.print(f"Expected dose: [bold]{told['dose_mg_week']:.1f} mg a week[/]")
+    head = f"[bold green]Recommended: {told['recommended']}[/]" if told["recommended"] else f"[bold yellow]No single recommendation: {told['abstained']}[/]"
+    console.print(head)
+    for reason in told["reasons"]:
+        console.print(f"  {escape(reason)}")
+    for kind in ("not_known", "stale"):
+        if told[kind]:
+            console.print(f"  {kind.replace('_', ' ')}: {', '.join(told[kind])}", style="dim")
+    console.print(f"decision {told['decision']} {told['decision_version']}, model {told['model_version']}. {told['note']}", style="dim")
+
+
+def _options(console: Console, told: Told) -> None:
+    table = Table()
+    for column in ("option", f"expected outcome, {told['unit']}", "against the best (95 % interval)", "overlap", ""):
+        table.add_column(column, justify="left" if column in ("option", "") else "right")
+    for n, entry in enumerate(told["ranked"]):
+        gap = "" if n == 0 else f"{entry['difference_to_best']:+.1f} ({entry['low']:+.1f} to {entry['high']:+.1f})"
+        note = "recommended" if entry["option"] == told["recommended"] else "equivalent" if entry["option"] in told["equivalent"] else "worse"
+        table.add_row(entry["label"], f"{entry['outcome']:.1f}", gap, f"{entry['overlap']:.0%}", note)
+    for entry in told["excluded"]:
+        table.add_row(entry["label"], "", "", "", f"excluded, {entry['code']}: {entry['reason']}", style="dim")
+    console.print(table)
+
+
+def effects(console: Console, table: Path, option: str, outcome: str, apply: Path | None, out: Path | None, lower_is_better: bool) -> None:
+    """Estimate on a plain table, print what is worth knowing, write the rows."""
+    import pandas as pd
+
+    from components.table import estimate
+
+    for path in (table, apply):
+        if path is not None and not path.is_file():
+            raise ConcordantError(f"There is no file {path}. Give a CSV with a row a patient.")
+    with console.status("estimating effects"):
+        found = estimate(
+            pd.read_csv(table), option, outcome, lower_is_better=lower_is_better, apply=None if apply is None else pd.read_csv(apply)
+        )
+    values = found.values
+    shown = Table(title=f"Mean {outcome} ({'lower' if lower_is_better else 'higher'} is better)", title_justify="left")
+    for column in ("", "estimate", "95 % interval"):
+        shown.add_column(column, justify="left" if not column else "right")
+    shown.add_row("as it was", f"{values['actual_value_outcome']:.3f}", "")
+    shown.add_row(f"best fixed option, {found.best_fixed}, for all", f"{values['best_fixed_value_outcome']:.3f}", "")
+    shown.add_row("option chosen by patient", f"{values['policy_value_outcome']:.3f}", "")
+    low, high = values["gain_over_best_fixed_outcome_low"], values["gain_over_best_fixed_outcome_high"]
+    shown.add_row("gain of choosing by patient", f"{values['gain_over_best_fixed_outcome']:.3f}", f"{low:.3f} to {high:.3f}")
+    console.print(shown)
+    for name in found.dropped:
+        console.print(f"Column {name!r} was left out: it reads like an identifier or has one value only.", style="dim")
+    advice = "choose by patient" if found.personalise else f"best fixed option for all: {found.best_fixed}; nothing better is shown"
+    console.print(f"Advice: [bold]{advice}[/]")
+    if out is not None:
+        draft = out.with_name(out.name + ".part")
+        found.rows().to_csv(draft, index=False)
+        draft.replace(out)
+        console.print(f"{len(found.rows()):,} rows written to {out}")

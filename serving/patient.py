@@ -1,0 +1,50 @@
+"""From a patient's id to the row of the feature store, as it may be used now."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from features.events import PseudonymKey
+from features.store import OnlineRows, aged
+from serving.schema import FeatureRow, PatientQuery, iso
+
+
+class UnknownPatient(LookupError):
+    """A patient of whom the store has no row. The message does not repeat who."""
+
+
+class Patients:
+    """Reads rows by patient.
+
+    `clock_us`: the time at which the question is asked; None takes the wall clock. An archive is asked as of its own newest date, which
+    is what "store" stands for, so that a demonstration does not call ten-year-old records stale.
+    """
+
+    def __init__(self, store: Path, key: PseudonymKey, *, wall_clock: bool) -> None:
+        self._rows, self._key, self._wall_clock = OnlineRows(store), key, wall_clock
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the features in a row."""
+        return tuple(feature.name for feature in self._rows.features)
+
+    def rows(self, queries: Sequence[PatientQuery]) -> list[FeatureRow]:
+        """A row for each query, in order. Raises UnknownPatient with the position of the first that is not in the store."""
+        ids = [query.pseudonym or self._key.pseudonym(query.patient_id or "") for query in queries]
+        rows, present = self._rows.read(ids)
+        if not all(present):
+            raise UnknownPatient(f"Patient {present.index(False) + 1} of {len(ids)} is not in the feature store.")
+        now_N = np.full(len(ids), int(time.time() * 1e6)) if self._wall_clock else rows.time_N
+        x_NF, stale = aged(self._rows.features, rows.x_NF, rows.fact_NF, now_N)
+        return [
+            FeatureRow(
+                features={name: None if math.isnan(value) else float(value) for name, value in zip(self.columns, row, strict=True)},
+                stale=old,
+                outside=outside,
+                as_of=iso(int(now)),
+            )
+            for row, old, outside, now in zip(x_NF, stale, rows.outside, now_N, strict=True)
+        ]

@@ -1,0 +1,58 @@
+"""KServe predictor: feature rows in, recommendations out. v1 (`instances`) and v2 (one BYTES input `row` of JSON feature rows)."""
+
+import asyncio
+import math
+from pathlib import Path
+from typing import Any
+
+import kserve
+import numpy as np
+import orjson
+from kserve.errors import InvalidInput
+
+from components.bundle import Bundle, load
+from components.policy import inputs, recommend
+from serving.schema import BadRequest, FeatureRow, Response, instances, response
+from serving.server import v2_answer, v2_texts
+
+
+class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
+    """Answers from one verified bundle."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(name)
+        self._folder = folder
+        self.bundle: Bundle | None = None
+
+    def load(self) -> bool:
+        """Verify and load the bundle; not ready without it."""
+        self.bundle = load(self._folder)
+        self.ready = True
+        return True
+
+    async def predict(self, payload: Any, headers: dict[str, str] | None = None) -> Any:
+        """Recommendations of feature rows. Computed off the event loop."""
+        v2 = isinstance(payload, kserve.InferRequest)
+        try:
+            body = {"instances": [orjson.loads(text) for text in v2_texts(payload, "row")]} if v2 else payload
+            rows = instances(body, FeatureRow)
+            answers = await asyncio.get_running_loop().run_in_executor(None, self._answer, rows)
+        except (BadRequest, orjson.JSONDecodeError) as error:
+            raise InvalidInput(str(error) if isinstance(error, BadRequest) else "row: not JSON.") from None
+        return v2_answer(self.name, payload, answers) if v2 else {"predictions": [answer.model_dump(mode="json") for answer in answers]}
+
+    def _answer(self, rows: list[FeatureRow]) -> list[Response]:
+        bundle = self.bundle
+        assert bundle is not None
+        names = [feature.name for feature in bundle.decision.columns]
+        for row in rows:
+            if set(row.features) != set(names):
+                raise BadRequest(f"features: this model needs its {len(names)} features by name, null where not known, and no others.")
+        x_NF = np.array([[_number(row.features[name]) for name in names] for row in rows])
+        known = inputs(bundle.decision, x_NF, [row.stale for row in rows], [row.outside for row in rows])
+        answers = recommend(bundle.decision, bundle.effects(x_NF), known)
+        return [response(bundle, answer, row) for answer, row in zip(answers, rows, strict=True)]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
