@@ -40,20 +40,22 @@ def verify(folder: Path) -> str:
     """Check every file against the manifest; returns the digest of the manifest. Raises BundleError."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no manifest.json. Give a run folder or a bundle folder that `concordant run` made.")
+        raise BundleError(
+            f"{folder} is not a bundle: it has no manifest.json. Give a run folder or a bundle folder that `concordant run` made."
+        )
     told = json.loads(manifest.read_text(encoding="utf-8"))
     present = {path.relative_to(folder).as_posix() for path in _files(folder)}
     if present != set(told):
-        raise BundleError(f"{folder.name} has files missing or added: {', '.join(sorted(present ^ set(told))[:3])}. Run the pipeline again.")
+        raise BundleError(
+            f"{folder.name} has files missing or added: {', '.join(sorted(present ^ set(told))[:3])}. Run the pipeline again."
+        )
     for name, digest in told.items():
         if _sha256(folder / name) != digest:
             raise BundleError(f"{folder.name} was altered: {name} does not have the digest of its manifest. Run the pipeline again.")
     return _sha256(manifest)[:16]
 
 
-def produce(
-    out: str, step: str, inputs: Sequence[str], parameters: Mapping[str, Any], work: Callable[[Path], str]
-) -> None:
+def produce(out: str, step: str, inputs: Sequence[str], parameters: Mapping[str, Any], work: Callable[[Path], str]) -> None:
     """Make the folder `out` by `work(folder)`, which returns one line for people; or hand out what an earlier run made of the same.
 
     `inputs` are folders that earlier steps made. Nothing appears at `out` before it is whole.
@@ -109,7 +111,9 @@ def _guarded(work: Callable[[Path], str], part: Path) -> str:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if any(f"/{name}/" in frame.filename for name in ("features", "components"))] or frames
-        cause = f"{type(error).__name__} in {Path(ours[-1].filename).name}, line {ours[-1].lineno}. This is a fault of ours: please report it."
+        cause = (
+            f"{type(error).__name__} in {Path(ours[-1].filename).name}, line {ours[-1].lineno}. This is a fault of ours: please report it."
+        )
         _say(part.parent.name, "failed", cause=cause)
         raise ConcordantError(cause) from None
 

@@ -45,7 +45,6 @@ class Bundle:
         predictions = {"ridge": self.ridge.predict(x_NF), "trees": self.trees.predict(x_NF), "fusion": self.fusion.predict(x_NF)}
         return self.blend.effects(self.decision, predictions, self.ridge.covariance(x_NF), x_NF)
 
-
     def advise(self, rows: Rows, now_N: Ints) -> tuple[Effects, list[Recommendation]]:
         """Effects and recommendations of rows as they may be used at `now_N`: what is stale by then does not reach the model."""
         x_NF, stale = aged(self.decision.columns, rows.x_NF, rows.fact_NF, now_N)
@@ -86,7 +85,9 @@ def load(folder: Path) -> Bundle:
     selftest = json.loads((folder / "selftest.json").read_text(encoding="utf-8"))
     found = bundle.effects(_array(selftest["x_NF"])).outcome_NK
     if not np.allclose(found, _array(selftest["outcome_NK"]), rtol=1e-4, atol=1e-4):
-        raise BundleError(f"The bundle {folder.name} fails its self-test: this installation gives other numbers. Train again with these versions.")
+        raise BundleError(
+            f"The bundle {folder.name} fails its self-test: this installation gives other numbers. Train again with these versions."
+        )
     return bundle
 
 

@@ -99,7 +99,7 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
     if int(cohort.observed_N.sum()) < smallest:
         lines = "\n".join(f"  {count:>8,}  {step}" for step, count in flow)
         raise EmptyCohort(
-            f"Decision '{decision.name}': {int(cohort.observed_N.sum())} patients with an outcome are left, at least {smallest} are needed.\n"
+            f"Decision '{decision.name}': {int(cohort.observed_N.sum())} patients with an outcome are left, {smallest} are needed.\n"
             f"{lines}\nGive a source with more patients who started one of: {', '.join(decision.option_names)}."
         )
     return cohort

@@ -62,7 +62,7 @@ class Harms(_Frozen):
 
 
 class Outcome(_Frozen):
-    """What is compared. `change`: value in the window minus `baseline`. `dose`: distance from an option's dose to the dose that was right."""
+    """What is compared. `change`: value in the window minus `baseline`. `dose`: distance from an option's dose to the right one."""
 
     name: str
     kind: Literal["change", "dose"]
@@ -144,7 +144,9 @@ def _problems(decision: Decision) -> list[str]:
             found.append(f"options.{name}|option '{name}' has no RxNorm code. Add one under options.{name}.codes.")
         for code in option.codes:
             if ("drug/rxnorm", code) not in known.by_code:
-                found.append(f"options.{name}.codes|RxNorm code {code} of option '{name}' is not in concepts.yaml. Add it there under its drug.")
+                found.append(
+                    f"options.{name}.codes|RxNorm code {code} of option '{name}' is not in concepts.yaml. Add it there under its drug."
+                )
         if decision.outcome.kind == "dose" and option.dose_mg_week is None:
             found.append(f"options.{name}|option '{name}' has no dose. A dose decision needs options.{name}.dose_mg_week.")
     for modality, names in decision.features.items():
@@ -155,7 +157,9 @@ def _problems(decision: Decision) -> list[str]:
                 actual = catalogue.FEATURES[feature].modality
                 found.append(f"features.{modality}|feature '{feature}' belongs to {actual}. Move it under features.{actual}.")
     flat = {name for names in decision.features.values() for name in names}
-    found += [f"required|required input '{name}' is not among the features. Add it there." for name in decision.required if name not in flat]
+    found += [
+        f"required|required input '{name}' is not among the features. Add it there." for name in decision.required if name not in flat
+    ]
     outcome = decision.outcome
     if outcome.kind == "change" and (outcome.baseline not in flat or outcome.window_days is None or outcome.target_day is None):
         found.append("outcome|a change needs outcome.baseline (one of the features), outcome.window_days and outcome.target_day.")
@@ -238,5 +242,3 @@ def untransform(decision: Decision, value: Any) -> Any:
     import numpy as np
 
     return np.square(np.maximum(value, 0)) if decision.outcome.transform == "sqrt" else value
-
-

@@ -31,7 +31,7 @@ Predictions = Mapping[str, Floats]  # member -> N by T
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """What each option would do, in the outcome's unit. `difference_NKK[n, k, l]` is outcome k minus outcome l, `sd_NKK` its uncertainty."""
+    """What each option would do, in the outcome's unit. `difference_NKK[n, k, l]` is outcome k minus l, `sd_NKK` its uncertainty."""
 
     outcome_NK: Floats
     sd_NKK: Floats

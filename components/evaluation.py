@@ -38,7 +38,12 @@ class Evidence:
 def evaluate(evidence: Evidence) -> Metrics:
     """Flat metrics with units in their names."""
     decision, cohort = evidence.decision, evidence.cohort
-    metrics: Metrics = {"decision": decision.name, "patients": len(cohort), "patients_with_outcome": int(cohort.observed_N.sum()), "folds": FOLDS}
+    metrics: Metrics = {
+        "decision": decision.name,
+        "patients": len(cohort),
+        "patients_with_outcome": int(cohort.observed_N.sum()),
+        "folds": FOLDS,
+    }
     metrics |= _dose_metrics(evidence) if decision.outcome.kind == "dose" else _change_metrics(evidence)
     answers = recommend(decision, evidence.effects, [Inputs()] * len(cohort))
     metrics |= _answer_metrics(answers)
@@ -49,7 +54,7 @@ def evaluate(evidence: Evidence) -> Metrics:
 
 
 def verdict(metrics: Metrics) -> str:
-    """"pass", or why the model must not be published. One word for a gate, so that no value of it can confuse a comparison."""
+    """ "pass", or why the model must not be published. One word for a gate, so that no value of it can confuse a comparison."""
     finite = all(np.isfinite(v) for v in metrics.values() if isinstance(v, float))
     explained = metrics.get("variance_explained", 0.0)
     return "pass" if finite and explained > 0 else "blocked"

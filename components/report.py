@@ -11,7 +11,8 @@ from components.evaluation import Evidence
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2733}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem}table{border-collapse:collapse}td,th{padding:.25rem .8rem;text-align:left}
 td.n{text-align:right;font-variant-numeric:tabular-nums}tr:nth-child(even){background:#f3f6f9}.bar{fill:#2f6f9f}.off{fill:#c3ced8}
-.note{background:#fff6df;padding:.6rem 1rem;border-left:4px solid #d99a00}svg{max-width:100%;height:auto}text{font-size:13px;fill:#1c2733}"""
+.note{background:#fff6df;padding:.6rem 1rem;border-left:4px solid #d99a00}
+svg{max-width:100%;height:auto}text{font-size:13px;fill:#1c2733}"""
 
 
 def render(evidence: Evidence, metrics: dict[str, Any]) -> str:
@@ -27,7 +28,9 @@ def render(evidence: Evidence, metrics: dict[str, Any]) -> str:
         "<h2>All figures</h2>" + _table(metrics),
     ]
     body = "\n".join(parts)
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(decision.title)}</title><style>{STYLE}</style>{body}</html>'
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(decision.title)}</title><style>{STYLE}</style>{body}</html>'
+    )
 
 
 def _worth(evidence: Evidence, metrics: dict[str, Any]) -> str:
@@ -39,7 +42,10 @@ def _worth(evidence: Evidence, metrics: dict[str, Any]) -> str:
     if "policy_regret" in metrics:
         names = {"policy_regret": "Concordant", "best_fixed_regret": "best single option for all", "prescriber_regret": "as prescribed"}
         shown = [(label, metrics[key]) for key, label in names.items()]
-        return f"<p>Mean loss against the best option for each patient, {escape(evidence.decision.outcome.unit)} (shorter is better).</p>" + _bars(shown)
+        return (
+            f"<p>Mean loss against the best option for each patient, {escape(evidence.decision.outcome.unit)} (shorter is better).</p>"
+            + _bars(shown)
+        )
     gain = next(key for key in metrics if key.startswith("gain_over_best_fixed"))
     low, high = metrics[gain + "_low"], metrics[gain + "_high"]
     unit = escape(evidence.decision.outcome.unit)
@@ -50,10 +56,11 @@ def _bars(rows: list[tuple[str, float]]) -> str:
     top, height = max((abs(value) for _, value in rows), default=1) or 1, 24
     drawn = []
     for n, (label, value) in enumerate(rows):
-        y = n * height
+        y, width = n * height, 300 * abs(value) / top
         number = f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
-        drawn.append(f'<text x="0" y="{y + 16}">{escape(label)}</text><rect class="bar" x="420" y="{y + 4}" width="{300 * abs(value) / top:.1f}" height="15"/>')
-        drawn.append(f'<text x="{428 + 300 * abs(value) / top:.1f}" y="{y + 16}">{number}</text>')
+        drawn.append(f'<text x="0" y="{y + 16}">{escape(label)}</text>')
+        drawn.append(f'<rect class="bar" x="420" y="{y + 4}" width="{width:.1f}" height="15"/>')
+        drawn.append(f'<text x="{428 + width:.1f}" y="{y + 16}">{number}</text>')
     return f'<svg viewBox="0 0 800 {height * len(rows)}" role="img">{"".join(drawn)}</svg>'
 
 
@@ -78,8 +85,10 @@ def _scatter(points: list[tuple[float, float]], unit: str) -> str:
         return 60 + 300 * (value - low) / span
 
     dots = "".join(f'<circle class="bar" cx="{place(x):.1f}" cy="{420 - place(y):.1f}" r="5"/>' for x, y in points)
-    axis = f'<text x="60" y="395">{low:.1f}</text><text x="330" y="395">{high:.1f} {escape(unit)}, predicted</text><text x="0" y="50">observed</text>'
-    return f'<svg viewBox="0 0 520 400" width="520" role="img"><line x1="60" y1="360" x2="360" y2="60" stroke="#9aa7b3"/>{dots}{axis}</svg>'
+    labels = [(60, 395, f"{low:.1f}"), (330, 395, f"{high:.1f} {escape(unit)}, predicted"), (0, 50, "observed")]
+    axis = "".join(f'<text x="{x}" y="{y}">{text}</text>' for x, y, text in labels)
+    line = '<line x1="60" y1="360" x2="360" y2="60" stroke="#9aa7b3"/>'
+    return f'<svg viewBox="0 0 520 400" width="520" role="img">{line}{dots}{axis}</svg>'
 
 
 def _table(metrics: dict[str, Any]) -> str:

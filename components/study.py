@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
-from components import report
 from components import decision as decisions
+from components import report
 from components.artifact import pseudonym_key_path
 from components.cohort import Cohort, outside
 from components.decision import Decision

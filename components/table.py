@@ -77,7 +77,11 @@ class Estimate:
         for a in range(len(self.options)):
             for b in range(a + 1, len(self.options)):
                 pair = f"{self.options[a]}_minus_{self.options[b]}"
-                columns |= {f"difference_{pair}": self.effects.difference_NKK[:, a, b], f"low_{pair}": low_NKK[:, a, b], f"high_{pair}": high_NKK[:, a, b]}
+                columns |= {
+                    f"difference_{pair}": self.effects.difference_NKK[:, a, b],
+                    f"low_{pair}": low_NKK[:, a, b],
+                    f"high_{pair}": high_NKK[:, a, b],
+                }
         best_N = (self.sign * self.effects.outcome_NK).argmin(1)
         columns["recommended"] = [self.options[k] for k in best_N] if self.personalise else [self.best_fixed] * len(best_N)
         return pd.DataFrame(columns)
@@ -90,7 +94,7 @@ def estimate(table: pd.DataFrame, option: str, outcome: str, *, lower_is_better:
     scores out of fold, excludes zero. Raises TableError.
     """
     data, encoding, options = _training(table, option, outcome)
-    models = {"ridge": ridge.fit(data), "trees": trees.fit(data)}
+    models: dict[str, Any] = {"ridge": ridge.fit(data), "trees": trees.fit(data)}
     blend, crossfit = fit(data, {name: _oof(model) for name, model in models.items()})
     sign = 1 if lower_is_better else -1
     values = policy_values(crossfit.aipw_NK, (sign * crossfit.target_NT).argmin(1), data, sign, "outcome")
@@ -98,12 +102,16 @@ def estimate(table: pd.DataFrame, option: str, outcome: str, *, lower_is_better:
     if apply is None:
         oof = {name: _oof(model) for name, model in models.items()}
         effects = Effects(
-            outcome_NK=crossfit.target_NT, sd_NKK=blend.spread(oof, models["ridge"].covariance(data.x_NF)), overlap_NK=crossfit.propensity_NK
+            outcome_NK=crossfit.target_NT,
+            sd_NKK=blend.spread(oof, models["ridge"].covariance(data.x_NF)),
+            overlap_NK=crossfit.propensity_NK,
         )
     else:
         effects = _apply(blend, models, encoding.encode(apply))
     personalise = values["gain_over_best_fixed_outcome_low"] > 0
-    return Estimate(options=options, effects=effects, values=values, personalise=personalise, best_fixed=best, dropped=encoding.dropped, sign=sign)
+    return Estimate(
+        options=options, effects=effects, values=values, personalise=personalise, best_fixed=best, dropped=encoding.dropped, sign=sign
+    )
 
 
 def _oof(model: Any) -> Floats:
@@ -123,7 +131,9 @@ def _training(table: pd.DataFrame, option: str, outcome: str) -> tuple[Training,
         if name not in table.columns:
             raise TableError(f"The table has no column {name!r}. It has: {', '.join(map(str, table.columns))}.")
     if table[option].isna().any():
-        raise TableError(f"Column {option!r} is empty in {int(table[option].isna().sum())} rows. Every row needs the option that was given.")
+        raise TableError(
+            f"Column {option!r} is empty in {int(table[option].isna().sum())} rows. Every row needs the option that was given."
+        )
     target_N = pd.to_numeric(table[outcome], errors="coerce").to_numpy(np.float64)
     words = table[option].astype(str)
     options = tuple(sorted(words.unique()))

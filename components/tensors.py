@@ -42,9 +42,7 @@ class Training:
         """The same rows as if a modality had never been measured."""
         keep = np.array([m != modality for m in self.modality_F])
         kept = [n for n, k in zip(self.names, keep, strict=True) if k]
-        return replace(
-            self, x_NF=self.x_NF[:, keep], names=tuple(kept), modality_F=tuple(m for m in self.modality_F if m != modality)
-        )
+        return replace(self, x_NF=self.x_NF[:, keep], names=tuple(kept), modality_F=tuple(m for m in self.modality_F if m != modality))
 
 
 def folds(rows: int, seed: int = 0) -> Ints:
@@ -105,5 +103,3 @@ class Scaler:
         seen_NF = ~np.isnan(x_NF)
         scaled_NF = np.clip((x_NF - self.center_F) / self.spread_F, -LIMIT, LIMIT)
         return Batch(scaled_NF=np.where(seen_NF, scaled_NF, 0.0), seen_NF=seen_NF, modality_F=self.modality_F)
-
-

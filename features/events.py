@@ -4,6 +4,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import fhir
 from features.fhir import BEGIN_US, NEVER_US, UNDATED_US
+from features.source import Line, entries, files, lines
 
 Ints = npt.NDArray[np.int64]
 _STAMP = pa.timestamp("us", tz="UTC")
@@ -54,10 +57,8 @@ class PseudonymKey:
             draft = path.with_name(path.name + f".{secrets.token_hex(4)}")
             draft.touch(mode=0o600)
             draft.write_text(secrets.token_hex(32), encoding="ascii")
-            try:
-                path.hardlink_to(draft)  # fails where another process was first: then its key counts
-            except FileExistsError:
-                pass
+            with suppress(FileExistsError):  # another process was first: then its key counts
+                path.hardlink_to(draft)
             draft.unlink()
         return cls(bytes.fromhex(path.read_text(encoding="ascii").strip()))
 
@@ -94,7 +95,12 @@ class Account:
             "patients": self.patients,
             "by_type": {kind: {"received": received[kind], "quarantined": refused[kind]} for kind in sorted(received)},
             "by_file": [
-                {"file": file, "type": kind, "received": count, "quarantined": sum(n for k, n in self.quarantined.items() if k[:2] == (file, kind))}
+                {
+                    "file": file,
+                    "type": kind,
+                    "received": count,
+                    "quarantined": sum(n for k, n in self.quarantined.items() if k[:2] == (file, kind)),
+                }
                 for (file, kind), count in sorted(self.received.items())
             ],
             "reasons": [
@@ -150,7 +156,7 @@ class _Resources:
         self.kind: list[str] = []
         self.line: list[int] = []
 
-    def add(self, identity: int, content: int, recorded: int, line: fhir.Line, kind: str) -> int:
+    def add(self, identity: int, content: int, recorded: int, line: Line, kind: str) -> int:
         self.identity.append(identity)
         self.content.append(content)
         self.recorded.append(recorded)
@@ -169,7 +175,7 @@ class Collector:
         self.quarantine: list[tuple[str, int, str, str]] = []  # file, line, type, reason
         self._rows, self._resources = _Rows(), _Resources()
 
-    def take(self, line: fhir.Line) -> None:
+    def take(self, line: Line) -> None:
         """Account for one received line, and keep its facts."""
         kind = line.resource["resourceType"] if line.resource else "unreadable"
         kind = kind if kind in fhir.READERS or kind == "unreadable" else f"other: {kind}" if kind.isalpha() and len(kind) < 40 else "other"
@@ -202,7 +208,9 @@ class Collector:
         time, recorded = _dated(np.asarray(rows.time, np.int64)), _dated(np.asarray(rows.recorded, np.int64))
         resource = np.asarray(rows.resource, np.int64)
         ordinal = np.asarray(rows.patient.numbers, np.int64)
-        sources = np.array([f"{kind}/{identity:016x}" for kind, identity in zip(self._resources.kind, self._resources.identity, strict=True)], object)
+        sources = np.array(
+            [f"{kind}/{identity:016x}" for kind, identity in zip(self._resources.kind, self._resources.identity, strict=True)], object
+        )
         table = pa.table(
             {
                 "patient_id": rows.patient.array(),
@@ -219,7 +227,9 @@ class Collector:
             schema=SCHEMA,
         )
         table = table.filter(pa.array(keep[resource] if len(resource) else np.zeros(0, bool)))
-        order = np.lexsort([_text_rank(table["source"]), table["recorded"].cast(pa.int64()), table["time"].cast(pa.int64()), table["ordinal"]])
+        order = np.lexsort(
+            [_text_rank(table["source"]), table["recorded"].cast(pa.int64()), table["time"].cast(pa.int64()), table["ordinal"]]
+        )
         self.account.events, self.account.patients = table.num_rows, len(rows.patient.words)
         return table.take(pa.array(order))
 
@@ -253,19 +263,17 @@ def _text_rank(column: pa.ChunkedArray) -> Ints:
     return rank.astype(np.int64)
 
 
-def collect(lines: Iterable[fhir.Line], key: PseudonymKey, now_us: int) -> pa.Table:
+def collect(received: Iterable[Line], key: PseudonymKey, now_us: int) -> pa.Table:
     """Events table of some lines, for a single record; what is refused is left out."""
     collector = Collector(key, now_us)
-    for line in lines:
+    for line in received:
         collector.take(line)
     return collector.table()
 
 
 def of_bundle(bundle: fhir.Resource, key: PseudonymKey, now_us: int) -> pa.Table:
     """Events table of an inline FHIR Bundle: the same code that reads a bulk export."""
-    import orjson
-
-    made = (fhir.Line("bundle", n, r, None, orjson.dumps(r)) for n, r in enumerate(fhir.entries(bundle), 1))
+    made = (Line("bundle", n, r, None, orjson.dumps(r)) for n, r in enumerate(entries(bundle), 1))
     return collect(made, key, now_us)
 
 
@@ -277,8 +285,8 @@ def ingest(
     accepted + quarantined = received, per file and per resource type. Raises SourceError where the source can't be read at all.
     """
     collector = Collector(key, _micros(now or datetime.now(UTC)))
-    for path in fhir.files(source):
-        for line in fhir.lines(path):
+    for path in files(source):
+        for line in lines(path):
             collector.take(line)
             if progress and line.number % 10_000 == 0:
                 progress(line.file, line.number)
@@ -315,10 +323,8 @@ def _micros(moment: datetime) -> int:
 
 def raw_ids(source: str) -> Iterator[str]:
     """Ids of the patients of a source, as they stand there: for answers that go back to whoever owns the source, and nowhere else."""
-    for path in fhir.files(source):
+    for path in files(source):
         if path.rsplit("/", 1)[-1].startswith("Patient") or path.endswith(".json"):
-            for line in fhir.lines(path):
+            for line in lines(path):
                 if line.resource and line.resource["resourceType"] == "Patient" and isinstance(line.resource.get("id"), str):
                     yield line.resource["id"]
-
-

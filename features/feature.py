@@ -5,7 +5,7 @@ Axis suffixes: N asked (patient, time) pairs, M matching facts, F features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -98,10 +98,8 @@ class Events:
         source = np.asarray(table["source"].to_pylist() or [], dtype=str)
         order = np.lexsort([source, recorded, time, self._patient_of, concept])
         bounds = np.searchsorted(concept[order], np.arange(len(names) + 1))
-        columns = [column[order] for column in (self._patient_of, time, recorded, superseded, value, code)]
-        self._facts = {
-            name: _Facts(*(column[bounds[n] : bounds[n + 1]] for column in columns)) for n, name in enumerate(names)
-        }
+        columns: list[Any] = [column[order] for column in (self._patient_of, time, recorded, superseded, value, code)]
+        self._facts = {name: _Facts(*(column[bounds[n] : bounds[n + 1]] for column in columns)) for n, name in enumerate(names)}
         self.newest_us = int(recorded.max(initial=BEGIN_US))
 
     def numbers(self, patient_ids: Sequence[str]) -> Ints:
@@ -161,7 +159,9 @@ class AsOf:
         return [self.events.codes[code] for code in known.code_M]
 
     def _merge(self, parts: list[Known]) -> Known:
-        columns = [np.concatenate(column) for column in zip(*((p.ask_M, p.time_M, p.value_M, p.code_M, p.days_ago_M) for p in parts), strict=True)]
+        columns = [
+            np.concatenate(column) for column in zip(*((p.ask_M, p.time_M, p.value_M, p.code_M, p.days_ago_M) for p in parts), strict=True)
+        ]
         order = np.lexsort([columns[1], columns[0]])
         return Known(len(self), *(column[order] for column in columns))
 

@@ -1,22 +1,16 @@
-"""FHIR R4 at the door: the lines of a source, and the dated facts that one resource states.
+"""FHIR R4 at the door: the dated facts that one resource states.
 
 The same `facts` reads a line of a bulk export and a resource of a request. Whatever is not on the allow-list (names, addresses,
 identifiers, narrative) is dropped here: nothing after this file has seen it.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
-import orjson
-
 from features.concepts import Concepts, concepts
-from features.errors import ConcordantError
 
 BEGIN_US = int(datetime(1900, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000  # facts of birth: known at any time anyone asks about
 NEVER_US = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
@@ -24,20 +18,6 @@ UNDATED_US = NEVER_US - 1  # stands in until the whole source is read: an undate
 NAN = float("nan")
 
 Resource = dict[str, Any]
-
-
-class SourceError(ConcordantError):
-    """The source as a whole can't be read. The message names what was looked for; it never quotes a record."""
-
-
-class Line(NamedTuple):
-    """One received resource, or the reason why it can't be read."""
-
-    file: str
-    number: int
-    resource: Resource | None
-    problem: str | None
-    raw: bytes
 
 
 class Fact(NamedTuple):
@@ -67,85 +47,6 @@ class _Refused(Exception):
 
 
 # ---------------------------------------------------------------------------------------------------------------- lines of a source
-
-
-def files(source: str) -> list[str]:
-    """Files of a folder or fsspec URL that hold FHIR: NDJSON (plain or gzip) and JSON Bundles, Patients first.
-
-    Raises SourceError where there is nothing to read.
-    """
-    try:
-        filesystem, root = fsspec.core.url_to_fs(source)
-        found = filesystem.find(root) if filesystem.isdir(root) else [root] if filesystem.exists(root) else None
-    except (ImportError, OSError, ValueError) as error:
-        raise SourceError(f"The source {source!r} can't be opened: {type(error).__name__}. Give a folder or an fsspec URL.") from error
-    if found is None:
-        raise SourceError(f"The source {source!r} does not exist. Give a folder or URL that holds FHIR NDJSON files.")
-    wanted = sorted(path for path in found if path.endswith((".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".json")))
-    if not wanted:
-        raise SourceError(f"The source {source!r} holds no .ndjson, .ndjson.gz or .json file; found {len(found)} other files.")
-    wanted.sort(key=lambda path: not path.rsplit("/", 1)[-1].startswith("Patient"))
-    return [filesystem.unstrip_protocol(path) for path in wanted]
-
-
-def fingerprint(source: str) -> str:
-    """Digest of what a source holds now: of the bytes of a local folder, of the store's own version marks behind a URL."""
-    whole = hashlib.sha256()
-    for path in files(source):
-        filesystem, name = fsspec.core.url_to_fs(path)
-        whole.update(name.rsplit("/", 1)[-1].encode())
-        if "file" in filesystem.protocol:
-            with Path(name).open("rb") as stream:
-                whole.update(hashlib.file_digest(stream, "sha256").digest())
-        else:
-            whole.update(str(filesystem.ukey(name)).encode())
-    return whole.hexdigest()
-
-
-def lines(path: str) -> Iterator[Line]:
-    """Each received resource of one file, in order. A broken line, or a file cut off, is a Line with a problem, never an exception."""
-    name = path.rsplit("/", 1)[-1]
-    number = 0
-    with fsspec.open(path, "rb", compression="infer") as stream:
-        if ".json" in name and "ndjson" not in name and "jsonl" not in name:
-            yield from _bundle(name, stream.read())
-            return
-        try:
-            for raw in stream:
-                number += 1
-                if raw.strip():
-                    yield _line(name, number, raw)
-        except (EOFError, OSError):  # a gzip stream that ends early
-            yield Line(name, number + 1, None, "file_truncated", b"")
-
-
-def _line(name: str, number: int, raw: bytes) -> Line:
-    try:
-        resource = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return Line(name, number, None, "not_json", raw)
-    if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
-        return Line(name, number, None, "not_a_resource", raw)
-    return Line(name, number, resource, None, raw)
-
-
-def _bundle(name: str, raw: bytes) -> Iterator[Line]:
-    first = _line(name, 1, raw)
-    if first.resource is None or first.resource["resourceType"] != "Bundle":
-        yield first
-        return
-    for number, resource in enumerate(entries(first.resource), 1):
-        yield Line(name, number, resource, None, orjson.dumps(resource))
-
-
-def entries(bundle: Resource) -> Iterator[Resource]:
-    """Resources of a Bundle; one without an id takes it from its entry's fullUrl."""
-    for entry in bundle.get("entry", []):
-        resource = entry.get("resource")
-        if isinstance(resource, dict) and isinstance(resource.get("resourceType"), str):
-            if "id" not in resource and isinstance(entry.get("fullUrl"), str):
-                resource = {**resource, "id": reference_id(entry["fullUrl"])}
-            yield resource
 
 
 # ------------------------------------------------------------------------------------------------------------- facts of one resource
@@ -251,8 +152,17 @@ def _codings(concept: Any) -> list[Resource]:
 
 # Patient: facts of birth ------------------------------------------------------------------------------------------------------------
 
-_RACE = {"2106-3": "white", "2028-9": "asian", "2054-5": "black", "1002-5": "native_american", "2076-8": "pacific", "2131-1": "other"}
-_DETAIL = {"2029-7": "south_asian", "2034-7": "east_asian"}
+_RACE = {  # OMB categories, two details of the Asian category, and the ethnicity
+    "2106-3": "white",
+    "2028-9": "asian",
+    "2054-5": "black",
+    "1002-5": "native_american",
+    "2076-8": "pacific",
+    "2131-1": "other",
+    "2029-7": "south_asian",
+    "2034-7": "east_asian",
+    "2135-2": "hispanic",
+}
 
 
 def _read_patient(resource: Resource) -> list[Fact]:
@@ -270,7 +180,7 @@ def _read_patient(resource: Resource) -> list[Fact]:
         if str(extension.get("url", "")).endswith(("us-core-race", "us-core-ethnicity")):
             for part in extension.get("extension") or []:
                 code = (part.get("valueCoding") or {}).get("code")
-                name = _RACE.get(code) or _DETAIL.get(code) or {"2135-2": "hispanic"}.get(code)
+                name = _RACE.get(str(code))
                 if name:
                     found.append(fact("race", NAN, name))
     site = (resource.get("managingOrganization") or {}).get("reference")
@@ -319,7 +229,9 @@ def _quantity(part: Resource, name: str, table: Concepts) -> _Value:
     quantity = part.get("valueQuantity")
     if quantity is None and isinstance(part.get("valueInteger"), int):
         quantity = {"value": part["valueInteger"], "code": table.measurements[name].unit}
-    value = quantity.get("value") if isinstance(quantity, dict) else None
+    if not isinstance(quantity, dict):
+        raise _Refused("no_value")
+    value = quantity.get("value")
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise _Refused("no_value")
     if quantity.get("comparator"):
@@ -425,8 +337,8 @@ def _drug(resource: Resource) -> str | None:
     concept = resource.get("medicationCodeableConcept")
     reference = (resource.get("medicationReference") or {}).get("reference")
     if concept is None and isinstance(reference, str) and reference.startswith("#"):
-        inside = (item for item in resource.get("contained") or [] if item.get("id") == reference[1:])
-        concept = next(inside, {}).get("code")
+        inside: list[Resource] = [item for item in resource.get("contained") or [] if item.get("id") == reference[1:]]
+        concept = inside[0].get("code") if inside else None
     return concepts().find("drug", _codings(concept))
 
 
@@ -435,7 +347,7 @@ def _weekly_mg(resource: Resource) -> float | None:
     instruction = (resource.get("dosageInstruction") or [{}])[0]
     rates = instruction.get("doseAndRate") or [{}]
     dose, repeat = rates[0].get("doseQuantity") or {}, (instruction.get("timing") or {}).get("repeat") or {}
-    weeks = _WEEKS.get(repeat.get("periodUnit"))
+    weeks = _WEEKS.get(str(repeat.get("periodUnit")))
     if weeks is None or (dose.get("code") or dose.get("unit")) != "mg" or not isinstance(dose.get("value"), (int, float)):
         return None
     return float(dose["value"]) * float(repeat.get("frequency", 1)) / (float(repeat["period"]) * weeks)

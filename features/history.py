@@ -43,7 +43,13 @@ def _race(name: str) -> Feature:
 def _lab(name: str, concept: str, meaning: str, valid_days: float) -> Feature:
     unit = concepts().measurements[concept].unit
     return Feature(
-        name=name, modality="history", unit=unit, meaning=meaning, concepts=(concept,), compute=latest(concept, valid_days), valid_days=valid_days
+        name=name,
+        modality="history",
+        unit=unit,
+        meaning=meaning,
+        concepts=(concept,),
+        compute=latest(concept, valid_days),
+        valid_days=valid_days,
     )
 
 
@@ -54,9 +60,7 @@ def _condition(name: str, meaning: str) -> Feature:
 
 def _takes(name: str, drugs: tuple[str, ...], meaning: str) -> Feature:
     facts = tuple(f"takes:{drug}" for drug in drugs)
-    return Feature(
-        name=name, modality="history", unit="flag", meaning=meaning, concepts=facts, compute=takes(drugs, 180), valid_days=180
-    )
+    return Feature(name=name, modality="history", unit="flag", meaning=meaning, concepts=facts, compute=takes(drugs, 180), valid_days=180)
 
 
 def _supply_coverage(at: AsOf) -> Floats:
@@ -74,8 +78,17 @@ DRUG_CLASSES = concepts().classes
 
 FEATURES: tuple[Feature, ...] = (
     Feature(name="age_years", modality="history", unit="a", meaning="Age", concepts=("birth_date",), compute=_age_years),
-    Feature(name="age_decade", modality="history", unit="10 a", meaning="Age in whole decades", concepts=("birth_date",), compute=_age_decade),
-    Feature(name="female", modality="history", unit="flag", meaning="Administrative gender is female", concepts=("female",), compute=latest("female")),
+    Feature(
+        name="age_decade", modality="history", unit="10 a", meaning="Age in whole decades", concepts=("birth_date",), compute=_age_decade
+    ),
+    Feature(
+        name="female",
+        modality="history",
+        unit="flag",
+        meaning="Administrative gender is female",
+        concepts=("female",),
+        compute=latest("female"),
+    ),
     _race("white"),
     _race("black"),
     _race("asian"),

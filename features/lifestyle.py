@@ -28,7 +28,13 @@ def _reported(name: str, concept: str, meaning: str) -> Feature:
 def _device(name: str, concept: str, meaning: str) -> Feature:
     unit = concepts().measurements[concept].unit
     return Feature(
-        name=name, modality="lifestyle", unit=unit, meaning=f"{meaning}, mean of 60 days", concepts=(concept,), compute=mean(concept, 60), valid_days=60
+        name=name,
+        modality="lifestyle",
+        unit=unit,
+        meaning=f"{meaning}, mean of 60 days",
+        concepts=(concept,),
+        compute=mean(concept, 60),
+        valid_days=60,
     )
 
 

@@ -51,7 +51,11 @@ class Rows:
 
     def write(self, path: Path) -> None:
         """One Parquet file."""
-        columns: dict[str, Any] = {"patient_id": list(self.patient_ids), "event_timestamp": pa.array(self.time_N, _STAMP), "outside": list(self.outside)}
+        columns: dict[str, Any] = {
+            "patient_id": list(self.patient_ids),
+            "event_timestamp": pa.array(self.time_N, _STAMP),
+            "outside": list(self.outside),
+        }
         columns |= {"values": _lists(self.x_NF, pa.float64()), "fact_times": _lists(self.fact_NF, pa.int64())}
         columns |= {"time_us": pa.array(self.time_N), "created": columns["event_timestamp"]}
         pq.write_table(pa.table(columns), path)
@@ -79,7 +83,7 @@ def aged(features: Sequence[Feature], x_NF: Floats, fact_NF: Ints, now_N: Ints) 
     """
     limit_F = np.array([math.inf if f.valid_days is None else f.valid_days for f in features])
     stale_NF = (fact_NF > BEGIN_US) & ((now_N[:, None] - fact_NF) / DAY_US > limit_F)
-    names = [tuple(features[f].name for f in np.flatnonzero(row)) for row in stale_NF]
+    names = [tuple(f.name for f, old in zip(features, row, strict=True) if old) for row in stale_NF]
     return np.where(stale_NF, np.nan, x_NF), names
 
 
@@ -135,7 +139,14 @@ def definitions(folder: Path) -> tuple[Any, ...]:
             created_timestamp_column="created",
         )
         return FeatureView(
-            name=name, entities=[patient], ttl=timedelta(0), source=source, schema=schema, online=online, description=description, tags={"phi": "pseudonymous"}
+            name=name,
+            entities=[patient],
+            ttl=timedelta(0),
+            source=source,
+            schema=schema,
+            online=online,
+            description=description,
+            tags={"phi": "pseudonymous"},
         )
 
     def field(f: Feature) -> Any:

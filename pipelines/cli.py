@@ -30,27 +30,26 @@ SourceOption = Annotated[str, typer.Option("--source", help="Folder or fsspec UR
 def run(
     decision: Decision,
     source: Annotated[str | None, typer.Option(help="Folder or URL of FHIR NDJSON. Without it: a simulated cohort.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="A simulator's truth file for --source; only the evaluation reads it.")] = None,
     workspace: WorkspaceOption = WORKSPACE,
     patients: Annotated[int, typer.Option(help="Size of the simulated cohort.", min=200)] = 8000,
     seed: Annotated[int, typer.Option(help="Seed of the simulated cohort.")] = 0,
 ) -> None:
     """Run the whole pipeline here: records, features, models, evaluation, a verified bundle. A second run repeats nothing finished."""
+    from components.decision import load
+    from features.source import files
     from pipelines import show
     from pipelines.local import Workspace
     from pipelines.local import run as run_locally
 
-    space, truth = Workspace(root=workspace), ""
-    from components.decision import load
-
-    loaded = load(decision)
+    space, name = Workspace(root=workspace), load(decision).name
+    if truth is not None and not truth.is_file():
+        raise ConcordantError(f"There is no truth file {truth}.")
     if source is None:
-        source, truth = show.simulated(console, space, loaded.name, patients, seed)
-    else:
-        from features import fhir
-
-        fhir.files(source)
+        source, truth = show.simulated(console, space, name, patients, seed)
+    files(source)
     with show.Progress(console) as progress:
-        folder = run_locally(decision, source, truth, space, progress.tell)
+        folder = run_locally(decision, source, str(truth.resolve()) if truth else "", space, progress.tell)
     show.finished(console, folder)
 
 
@@ -69,7 +68,8 @@ def recommend(
 
     from components.bundle import load
     from components.whole import recommend_all
-    from features import events, fhir
+    from features import events
+    from features.source import files, lines
     from pipelines.local import Workspace
 
     if out.suffix not in (".csv", ".parquet"):
@@ -77,8 +77,8 @@ def recommend(
     loaded = load(bundle or Workspace(root=workspace).latest())
     key = events.PseudonymKey(secrets.token_bytes(32))  # nothing of this run is kept, so neither is its key
     with console.status("reading the source"):
-        lines = (line for path in fhir.files(source) for line in fhir.lines(path))
-        table = events.collect(lines, key, events.now_us())
+        received = (line for path in files(source) for line in lines(path))
+        table = events.collect(received, key, events.now_us())
         patients = list(dict.fromkeys(events.raw_ids(source)))
     if not patients:
         raise ConcordantError(f"The source {source!r} holds no Patient resource, so there is nobody to recommend for.")
@@ -98,7 +98,9 @@ def effects(
     outcome: Annotated[str, typer.Option(help="Column of the outcome, a number.")],
     apply: Annotated[Path | None, typer.Option(help="CSV of other patients to estimate for.")] = None,
     out: Annotated[Path | None, typer.Option(help="CSV to write: outcomes, differences with intervals, advice.")] = None,
-    lower_is_better: Annotated[bool, typer.Option("--lower-is-better/--higher-is-better", help="Which end of the outcome is good.")] = False,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better/--higher-is-better", help="Which end of the outcome is good.")
+    ] = False,
 ) -> None:
     """Estimate effects on a plain table: a trial or a registry."""
     from pipelines import show
@@ -142,9 +144,13 @@ def serve(
         endpoints.wait()
 
 
-@app.command(epilog="Example: `concordant ask 1a2b-3c4d` asks a running `concordant serve`; with `--start` it starts one for this question.")
+@app.command(
+    epilog="Example: `concordant ask 1a2b-3c4d` asks a running `concordant serve`; with `--start` it starts one for this question."
+)
 def ask(
-    patient: Annotated[str | None, typer.Argument(help="Patient id as the source has it; without it the first patient who awaits a decision.")] = None,
+    patient: Annotated[
+        str | None, typer.Argument(help="Patient id as the source has it; without it the first patient who awaits a decision.")
+    ] = None,
     url: Annotated[str, typer.Option(help="Where `concordant serve` listens.")] = "http://127.0.0.1:8080",
     start: Annotated[bool, typer.Option("--start", help="Start the endpoints for this question and stop them after it.")] = False,
     bundle: RunOption = None,
@@ -160,7 +166,10 @@ def ask(
     if not start:
         show.answer(console, question(url, served(url), query))
         return
-    with console.status("starting transformer and predictor"), Endpoints(run=bundle or space.latest(), key_file=space.key_file) as endpoints:
+    with (
+        console.status("starting transformer and predictor"),
+        Endpoints(run=bundle or space.latest(), key_file=space.key_file) as endpoints,
+    ):
         told = question(endpoints.base, endpoints.name, query)
     show.answer(console, told)
 

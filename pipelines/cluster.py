@@ -35,5 +35,7 @@ def submit_to(host: str, decision: str, source: str, experiment: str, namespace:
                 str(package), arguments=arguments, experiment_name=experiment, namespace=namespace, enable_caching=False
             )
         except Exception as error:  # kfp and urllib3 raise many kinds; none of them says more than this
-            raise ConcordantError(f"Kubeflow Pipelines at {host} did not take the run: {type(error).__name__}. Check --host and the token.") from None
+            raise ConcordantError(
+                f"Kubeflow Pipelines at {host} did not take the run: {type(error).__name__}. Check --host and the token."
+            ) from None
     return str(run.run_id)

@@ -70,7 +70,6 @@ class Workspace:
             raise ConcordantError(f"There is no finished run in {self.root}. Make one with: concordant run glucose_lowering")
         return found[-1].parent
 
-
     def waiting(self, run: Path) -> str:
         """Pseudonym of the first patient of a run whom the decision is about and who has not started an option."""
         import pyarrow.parquet as pq
@@ -89,7 +88,7 @@ class _Log(TextIOBase):
     """Takes what kfp prints, keeps it in the run's log without colours, and tells what the steps say of themselves."""
 
     path: Path
-    tell: Callable[[Told], None]
+    listener: Callable[[Told], None]
     failure: Told | None = None
     _open: str = ""
     _file: Any = field(default=None)
@@ -104,7 +103,7 @@ class _Log(TextIOBase):
             if MARK in plain:
                 told = json.loads(plain.split(MARK, 1)[1])
                 self.failure = told if told["state"] == "failed" else self.failure
-                self.tell(told)
+                self.listener(told)
         self._file.flush()
         return len(text)
 
@@ -123,9 +122,13 @@ def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Call
         folder = workspace.runs / f"{name}-{sha256((text + source).encode()).hexdigest()[:8]}"
         shutil.rmtree(folder / "kfp", ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        log = _Log(path=folder / "log.txt", tell=tell)
+        log = _Log(path=folder / "log.txt", listener=tell)
         log.path.unlink(missing_ok=True)
-        environment = {"CONCORDANT_CACHE": str(workspace.root / "cache"), "CONCORDANT_KEY_FILE": str(workspace.key_file), "PYTHONSAFEPATH": "1"}
+        environment = {
+            "CONCORDANT_CACHE": str(workspace.root / "cache"),
+            "CONCORDANT_KEY_FILE": str(workspace.key_file),
+            "PYTHONSAFEPATH": "1",
+        }
         os.environ.update({name: str(Path(value).resolve()) if "/" in value else value for name, value in environment.items()})
         _execute(folder, log, {"decision": text, "source": source, "truth": truth})
         _collect(folder)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,23 +38,29 @@ class Progress:
             self._console.print(f"  [red]✗[/] {told['step']}")
 
 
-def simulated(console: Console, space: Workspace, decision: str, patients: int, seed: int) -> tuple[str, str]:
+def simulated(console: Console, space: Workspace, decision: str, patients: int, seed: int) -> tuple[str, Path]:
     """Source and truth of a simulated cohort, made where it is not there yet."""
     from pipelines.simulate import World, simulate, truth_path
 
     if decision != SIMULATED:
-        raise ConcordantError(f"The simulator makes cohorts for {SIMULATED} only. For {decision} give --source, a folder or URL of FHIR NDJSON.")
+        raise ConcordantError(
+            f"The simulator makes cohorts for {SIMULATED} only. For {decision} give --source, a folder or URL of FHIR NDJSON."
+        )
     folder = space.root / "sources" / f"simulated-{patients}-{seed}"
     with console.status(f"simulating {patients:,} patients") as status:
-        simulate(World(patients=patients, seed=seed), folder, progress=lambda done: status.update(f"simulated {done:,} of {patients:,} patients"))
+        simulate(
+            World(patients=patients, seed=seed), folder, progress=lambda done: status.update(f"simulated {done:,} of {patients:,} patients")
+        )
     console.print(f"  [green]✓[/] {'simulate':<17} {'':>8}  {patients:,} synthetic patients as FHIR R4 in {folder}")
-    return str(folder.resolve()), str(truth_path(folder).resolve())
+    return str(folder.resolve()), truth_path(folder).resolve()
 
 
 def finished(console: Console, folder: Path) -> None:
     """The figures that decide, and what to do next."""
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    table = Table(title=f"{metrics['decision']}, {metrics['patients']:,} patients, {metrics['folds']}-fold cross-validated", title_justify="left")
+    table = Table(
+        title=f"{metrics['decision']}, {metrics['patients']:,} patients, {metrics['folds']}-fold cross-validated", title_justify="left"
+    )
     if "mae_mg_week" in metrics:
         _dose_rows(table, metrics)
     else:
@@ -68,7 +73,11 @@ def _dose_rows(table: Table, metrics: Told) -> None:
     for column in ("", "MAE, mg/week", "within 20 %"):
         table.add_column(column, justify="left" if not column else "right")
     names = {"": "Concordant", "_without_genomics": "Concordant without genomics"}
-    names |= {key.removeprefix("mae_mg_week"): key.removeprefix("mae_mg_week_").replace("_", " ") for key in metrics if "published" in key and "mae" in key}
+    names |= {
+        key.removeprefix("mae_mg_week"): key.removeprefix("mae_mg_week_").replace("_", " ")
+        for key in metrics
+        if "published" in key and "mae" in key
+    }
     for suffix, label in names.items():
         if f"mae_mg_week{suffix}" in metrics:
             table.add_row(label, f"{metrics[f'mae_mg_week{suffix}']:.2f}", f"{metrics[f'within_20_percent{suffix}']:.1%}")
@@ -79,10 +88,13 @@ def _choice_rows(table: Table, metrics: Told) -> None:
         table.add_column(column, justify="left" if not column else "right")
     if "policy_regret" not in metrics:
         gain = next(key for key in metrics if key.startswith("gain_over_best_fixed") and not key.endswith(("low", "high")))
-        table.add_row("gain over the best fixed option", f"{metrics[gain]:.2f}", f"{metrics[gain + '_low']:.2f} to {metrics[gain + '_high']:.2f}")
+        table.add_row(
+            "gain over the best fixed option", f"{metrics[gain]:.2f}", f"{metrics[gain + '_low']:.2f} to {metrics[gain + '_high']:.2f}"
+        )
         return
     oracle = metrics["oracle_true_outcome"]
-    names = {"policy_regret": "Concordant"} | {k: k.removeprefix("fixed_regret_") + " for all" for k in metrics if k.startswith("fixed_regret_")}
+    fixed = [key for key in metrics if key.startswith("fixed_regret_")]
+    names = {"policy_regret": "Concordant"} | {key: key.removeprefix("fixed_regret_") + " for all" for key in fixed}
     for key, label in (names | {"prescriber_regret": "as prescribed", "random_regret": "at random"}).items():
         table.add_row(label, f"{metrics[key]:.2f}", f"{oracle + metrics[key]:.2f}")
     table.add_row("oracle: the best for each patient", "0.00", f"{oracle:.2f}")
@@ -106,30 +118,34 @@ def answer(console: Console, told: Told) -> None:
     """The answer for one patient: a small table, the reasons, the versions."""
     console.print(f"[bold]{told['title']}[/], as of {told['as_of'][:10]}")
     if told["ranked"]:
-        _options(console, told)
+        console.print(_options(told))
+    for entry in told["excluded"]:
+        console.print(f"  not offered: {entry['label']} ({entry['code']}: {escape(entry['reason'])})")
     if told["dose_mg_week"] is not None:
         console.print(f"Expected dose: [bold]{told['dose_mg_week']:.1f} mg a week[/]")
-    head = f"[bold green]Recommended: {told['recommended']}[/]" if told["recommended"] else f"[bold yellow]No single recommendation: {told['abstained']}[/]"
-    console.print(head)
+    if told["recommended"]:
+        console.print(f"[bold green]Recommended: {told['ranked'][0]['label']}[/]")
+    else:
+        console.print(f"[bold yellow]No single recommendation: {told['abstained']}[/]")
     for reason in told["reasons"]:
         console.print(f"  {escape(reason)}")
     for kind in ("not_known", "stale"):
         if told[kind]:
             console.print(f"  {kind.replace('_', ' ')}: {', '.join(told[kind])}", style="dim")
-    console.print(f"decision {told['decision']} {told['decision_version']}, model {told['model_version']}. {told['note']}", style="dim")
+    console.print(f"decision {told['decision']} {told['decision_version']}, model {told['model_version']}", style="dim")
+    console.print(told["note"], style="dim")
 
 
-def _options(console: Console, told: Told) -> None:
+def _options(told: Told) -> Table:
     table = Table()
-    for column in ("option", f"expected outcome, {told['unit']}", "against the best (95 % interval)", "overlap", ""):
-        table.add_column(column, justify="left" if column in ("option", "") else "right")
+    for column in ("option", told["unit"], "against the best (95 % interval)", "overlap", ""):
+        table.add_column(column, justify="left" if column in ("option", "") else "right", no_wrap=True)
     for n, entry in enumerate(told["ranked"]):
         gap = "" if n == 0 else f"{entry['difference_to_best']:+.1f} ({entry['low']:+.1f} to {entry['high']:+.1f})"
-        note = "recommended" if entry["option"] == told["recommended"] else "equivalent" if entry["option"] in told["equivalent"] else "worse"
+        note = "equivalent" if entry["option"] in told["equivalent"] else "worse"
+        note = "recommended" if entry["option"] == told["recommended"] else note
         table.add_row(entry["label"], f"{entry['outcome']:.1f}", gap, f"{entry['overlap']:.0%}", note)
-    for entry in told["excluded"]:
-        table.add_row(entry["label"], "", "", "", f"excluded, {entry['code']}: {entry['reason']}", style="dim")
-    console.print(table)
+    return table
 
 
 def effects(console: Console, table: Path, option: str, outcome: str, apply: Path | None, out: Path | None, lower_is_better: bool) -> None:

@@ -1,4 +1,4 @@
-"""What comes in and what goes out, as types. Unknown fields, non-finite numbers and wrong types are refused; an error never quotes input."""
+"""What comes in and what goes out, as types. Unknown fields and non-finite numbers are refused; an error never quotes input."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal

@@ -41,7 +41,7 @@ def serve(models: Sequence[kserve.Model], *, host: str, port: int, predictor_hos
     rest.config.host, rest.config.access_log = host, False
     rest.create_application()
     for kind, handler in ((InvalidInput, _bad_request), (NotFound, _not_found), (InferenceError, _unavailable), (Exception, _unavailable)):
-        app.add_exception_handler(kind, handler)  # type: ignore[arg-type]
+        app.add_exception_handler(kind, handler)
     asyncio.run(rest._server.serve())
 
 

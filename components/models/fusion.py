@@ -69,7 +69,10 @@ class Network(nn.Module):
         self.propensity = _Dense(members, size, options, gain=0.1)
 
     def forward(self, inputs: list[Tensor], present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets (E, N, T), what of the effects differs between patients (E, N, K), propensity logits (E, N, K). `present`: modalities by N."""
+        """Targets (E, N, T), what of the effects differs between patients (E, N, K), propensity logits (E, N, K).
+
+        `present` is modalities by N.
+        """
         tokens = []
         for m, (encoder, x) in enumerate(zip(self.encode, inputs, strict=True)):
             token = encoder(x.unsqueeze(0).expand(self.members, -1, -1))
@@ -112,7 +115,7 @@ class Fusion:
         tensors = {f"network.{name}": tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         tensors |= {"center_F": torch.from_numpy(self.scaler.center_F), "spread_F": torch.from_numpy(self.scaler.spread_F)}
         save_file(tensors, folder / "fusion.safetensors")
-        told = {"options": self.options, "targets": self.targets, "center": self.center, "spread": self.spread}
+        told: dict[str, Any] = {"options": self.options, "targets": self.targets, "center": self.center, "spread": self.spread}
         told |= {"modality_F": self.scaler.modality_F, "settings": asdict(self.settings)}
         (folder / "fusion.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -144,7 +147,8 @@ def widths(scaler: Scaler) -> tuple[int, ...]:
 def inputs(scaler: Scaler, x_NF: Floats) -> tuple[list[Tensor], Tensor]:
     """Input of every encoder, and which modality is present at all (N by modalities). History always counts as present."""
     batch = scaler.batch(x_NF)
-    given, present = [], []
+    given: list[Tensor] = []
+    present: list[Tensor] = []
     for name in MODALITIES:
         value_NF, seen_NF = batch.modality(name)
         if value_NF.shape[1]:

@@ -37,7 +37,7 @@ class _Task(lightning.LightningModule):
         self.network, self.settings, self.sizes, self.steps = network, settings, sizes, steps
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        inputs = list(batch["inputs"].split(self.sizes, dim=1))
+        inputs = list(torch.split(batch["inputs"], list(self.sizes), dim=1))
         kept = torch.rand(len(self.sizes) - 1, len(batch["target"]), device=self.device) >= self.settings.modality_dropout
         present = batch["present"].T.clone()
         present[1:] &= kept
@@ -50,7 +50,9 @@ class _Task(lightning.LightningModule):
         if self.network.targets > 1:
             chosen = functional.log_softmax(logits, dim=-1).gather(2, option).squeeze(2)
             loss = loss - self.settings.propensity_weight * (learns * chosen).sum() / learns.sum().clamp(min=1)
-            loss = loss + self.settings.effect_penalty * (learns[..., None] * effect**2).sum() / learns.sum().clamp(min=1) / effect.shape[-1]
+            loss = (
+                loss + self.settings.effect_penalty * (learns[..., None] * effect**2).sum() / learns.sum().clamp(min=1) / effect.shape[-1]
+            )
         return loss * self.network.members
 
     def configure_optimizers(self) -> Any:

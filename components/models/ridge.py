@@ -98,7 +98,12 @@ class Ridge:
         arrays |= {"center_F": self.scaler.center_F, "spread_F": self.scaler.spread_F}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "ridge.safetensors")
         told: dict[str, Any] = {"options": self.options, "targets": self.targets, "intercept": self.intercept, "penalty": self.penalty}
-        told |= {"scales": self.scales, "modality_F": self.scaler.modality_F, "missing": self.expansion.missing, "bent": self.expansion.bent}
+        told |= {
+            "scales": self.scales,
+            "modality_F": self.scaler.modality_F,
+            "missing": self.expansion.missing,
+            "bent": self.expansion.bent,
+        }
         told |= {"pairs": self.expansion.pairs, "group_P": self.expansion.group_P}
         (folder / "ridge.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -107,7 +112,10 @@ class Ridge:
         """The member that `save` wrote."""
         arrays, told = load_file(folder / "ridge.safetensors"), json.loads((folder / "ridge.json").read_text(encoding="utf-8"))
         expansion = Expansion(
-            missing=tuple(told["missing"]), bent=tuple(told["bent"]), pairs=tuple((i, j) for i, j in told["pairs"]), group_P=tuple(told["group_P"])
+            missing=tuple(told["missing"]),
+            bent=tuple(told["bent"]),
+            pairs=tuple((i, j) for i, j in told["pairs"]),
+            group_P=tuple(told["group_P"]),
         )
         scaler = Scaler(center_F=arrays["center_F"], spread_F=arrays["spread_F"], modality_F=tuple(told["modality_F"]))
         return cls(
@@ -175,7 +183,7 @@ class _Search:
     def choose(self) -> tuple[dict[str, float], float]:
         """Coordinate descent over the groups; a scale of 0 drops a group, so that a useless modality costs nothing."""
         groups = [g for g in dict.fromkeys(self.group_D.tolist()) if g not in ("base", "option")]
-        scales: dict[str, float] = {"base": 1.0, "option": 10.0} | {g: 0.12 for g in groups}
+        scales: dict[str, float] = {"base": 1.0, "option": 10.0} | dict.fromkeys(groups, 0.12)
         penalty = min(PENALTIES, key=lambda p: self.loss(scales, p))
         for _ in range(2):
             for group in groups:
@@ -233,5 +241,3 @@ def _posterior(search: _Search, scales: dict[str, float], penalty: float, weight
     residual_N = search.y_N - search.z_ND @ weight_D
     noise = float(residual_N @ residual_N) / max(len(residual_N) - 1, 1)
     return np.asarray(noise * scale_D[:, None] * np.linalg.inv(system) * scale_D[None, :])
-
-

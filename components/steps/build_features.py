@@ -6,7 +6,7 @@ from components.steps import component
 
 
 @component
-def build_features(decision: str, events: dsl.Input[dsl.Dataset], cohort: dsl.Input[dsl.Dataset], features: dsl.Output[dsl.Dataset]):  # type: ignore[no-untyped-def]
+def build_features(decision: str, events: dsl.Input[dsl.Dataset], cohort: dsl.Input[dsl.Dataset], features: dsl.Output[dsl.Dataset]):
     from pathlib import Path
 
     from components.artifact import produce

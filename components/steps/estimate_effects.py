@@ -6,7 +6,7 @@ from components.steps import component
 
 
 @component
-def estimate_effects(  # type: ignore[no-untyped-def]
+def estimate_effects(
     decision: str,
     cohort: dsl.Input[dsl.Dataset],
     features: dsl.Input[dsl.Dataset],

@@ -6,7 +6,7 @@ from components.steps import component
 
 
 @component
-def evaluate(  # type: ignore[no-untyped-def]
+def evaluate(
     decision: str,
     truth: str,
     cohort: dsl.Input[dsl.Dataset],

@@ -6,7 +6,7 @@ from components.steps import component
 
 
 @component
-def fill_store(decision: str, features: dsl.Input[dsl.Dataset], store: dsl.Output[dsl.Dataset]):  # type: ignore[no-untyped-def]
+def fill_store(decision: str, features: dsl.Input[dsl.Dataset], store: dsl.Output[dsl.Dataset]):
     from pathlib import Path
 
     from components.artifact import produce

@@ -6,11 +6,11 @@ from components.steps import component
 
 
 @component
-def ingest(source: str, events: dsl.Output[dsl.Dataset]):  # type: ignore[no-untyped-def]  # kfp reads the signature
+def ingest(source: str, events: dsl.Output[dsl.Dataset]):
     from components.artifact import produce, pseudonym_key_path
-    from features import fhir
     from features.events import PseudonymKey
     from features.events import ingest as read
+    from features.source import fingerprint
 
     key = PseudonymKey.at(pseudonym_key_path())
 
@@ -18,5 +18,5 @@ def ingest(source: str, events: dsl.Output[dsl.Dataset]):  # type: ignore[no-unt
         told = read(source, folder, key)
         return "{received:,} resources, {quarantined:,} in quarantine, {events:,} events of {patients:,} patients".format(**told)
 
-    parameters = {"source": fhir.fingerprint(source), "key": key.number("fingerprint of this key")}
+    parameters = {"source": fingerprint(source), "key": key.number("fingerprint of this key")}
     produce(events.path, "ingest", [], parameters, work)

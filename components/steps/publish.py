@@ -6,7 +6,7 @@ from components.steps import component
 
 
 @component
-def publish(  # type: ignore[no-untyped-def]
+def publish(
     decision: str,
     features: dsl.Input[dsl.Dataset],
     ridge: dsl.Input[dsl.Model],

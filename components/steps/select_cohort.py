@@ -6,7 +6,7 @@ from components.steps import component
 
 
 @component
-def select_cohort(decision: str, events: dsl.Input[dsl.Dataset], cohort: dsl.Output[dsl.Dataset]):  # type: ignore[no-untyped-def]
+def select_cohort(decision: str, events: dsl.Input[dsl.Dataset], cohort: dsl.Output[dsl.Dataset]):
     from pathlib import Path
 
     from components.artifact import produce

@@ -6,7 +6,7 @@ from components.steps import component
 
 
 @component
-def train_trees(decision: str, cohort: dsl.Input[dsl.Dataset], features: dsl.Input[dsl.Dataset], model: dsl.Output[dsl.Model]):  # type: ignore[no-untyped-def]
+def train_trees(decision: str, cohort: dsl.Input[dsl.Dataset], features: dsl.Input[dsl.Dataset], model: dsl.Output[dsl.Model]):
     from pathlib import Path
 
     from components.artifact import produce

@@ -1,0 +1,107 @@
+"""A source of FHIR R4: a folder or URL of NDJSON files or Bundles, line by line. A broken line is told, never lost."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import orjson
+
+from features.errors import ConcordantError
+from features.fhir import reference_id
+
+Resource = dict[str, Any]
+
+
+class SourceError(ConcordantError):
+    """The source as a whole can't be read. The message names what was looked for; it never quotes a record."""
+
+
+class Line(NamedTuple):
+    """One received resource, or the reason why it can't be read."""
+
+    file: str
+    number: int
+    resource: Resource | None
+    problem: str | None
+    raw: bytes
+
+
+def files(source: str) -> list[str]:
+    """Files of a folder or fsspec URL that hold FHIR: NDJSON (plain or gzip) and JSON Bundles, Patients first.
+
+    Raises SourceError where there is nothing to read.
+    """
+    try:
+        filesystem, root = fsspec.core.url_to_fs(source)
+        found = filesystem.find(root) if filesystem.isdir(root) else [root] if filesystem.exists(root) else None
+    except (ImportError, OSError, ValueError) as error:
+        raise SourceError(f"The source {source!r} can't be opened: {type(error).__name__}. Give a folder or an fsspec URL.") from error
+    if found is None:
+        raise SourceError(f"The source {source!r} does not exist. Give a folder or URL that holds FHIR NDJSON files.")
+    wanted = sorted(path for path in found if path.endswith((".ndjson", ".ndjson.gz", ".jsonl", ".jsonl.gz", ".json")))
+    if not wanted:
+        raise SourceError(f"The source {source!r} holds no .ndjson, .ndjson.gz or .json file; found {len(found)} other files.")
+    wanted.sort(key=lambda path: not path.rsplit("/", 1)[-1].startswith("Patient"))
+    return [filesystem.unstrip_protocol(path) for path in wanted]
+
+
+def fingerprint(source: str) -> str:
+    """Digest of what a source holds now: of the bytes of a local folder, of the store's own version marks behind a URL."""
+    whole = hashlib.sha256()
+    for path in files(source):
+        filesystem, name = fsspec.core.url_to_fs(path)
+        whole.update(name.rsplit("/", 1)[-1].encode())
+        if "file" in filesystem.protocol:
+            with Path(name).open("rb") as stream:
+                whole.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            whole.update(str(filesystem.ukey(name)).encode())
+    return whole.hexdigest()
+
+
+def lines(path: str) -> Iterator[Line]:
+    """Each received resource of one file, in order. A broken line, or a file cut off, is a Line with a problem, never an exception."""
+    name = path.rsplit("/", 1)[-1]
+    number = 0
+    with fsspec.open(path, "rb", compression="infer") as stream:
+        if ".json" in name and "ndjson" not in name and "jsonl" not in name:
+            yield from _bundle(name, stream.read())
+            return
+        try:
+            for raw in stream:
+                number += 1
+                if raw.strip():
+                    yield _line(name, number, raw)
+        except (EOFError, OSError):  # a gzip stream that ends early
+            yield Line(name, number + 1, None, "file_truncated", b"")
+
+
+def _line(name: str, number: int, raw: bytes) -> Line:
+    try:
+        resource = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return Line(name, number, None, "not_json", raw)
+    if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
+        return Line(name, number, None, "not_a_resource", raw)
+    return Line(name, number, resource, None, raw)
+
+
+def _bundle(name: str, raw: bytes) -> Iterator[Line]:
+    first = _line(name, 1, raw)
+    if first.resource is None or first.resource["resourceType"] != "Bundle":
+        yield first
+        return
+    for number, resource in enumerate(entries(first.resource), 1):
+        yield Line(name, number, resource, None, orjson.dumps(resource))
+
+
+def entries(bundle: Resource) -> Iterator[Resource]:
+    """Resources of a Bundle; one without an id takes it from its entry's fullUrl."""
+    for entry in bundle.get("entry", []):
+        resource = entry.get("resource")
+        if isinstance(resource, dict) and isinstance(resource.get("resourceType"), str):
+            if "id" not in resource and isinstance(entry.get("fullUrl"), str):
+                resource = {**resource, "id": reference_id(entry["fullUrl"])}
+            yield resource
