@@ -4,13 +4,13 @@ A folder is written under a temporary name, synced, given a manifest with the sh
 set (a laptop's run sets CONCORDANT_CACHE), a step whose inputs, parameters and code are unchanged hands out the folder it made before.
 """
 
-import ctypes
 import hashlib
 import json
 import os
+import select
 import shutil
 import signal
-import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -55,14 +55,22 @@ def verify(folder: Path) -> str:
     return _sha256(manifest)[:16]
 
 
-def produce(out: str, step: str, inputs: Sequence[str], parameters: Mapping[str, Any], work: Callable[[Path], str]) -> None:
+def produce(
+    out: str,
+    step: str,
+    inputs: Sequence[str],
+    parameters: Mapping[str, Any],
+    work: Callable[[Path], str],
+    *,
+    packages: tuple[str, ...] = ("features", "components"),
+) -> None:
     """Make the folder `out` by `work(folder)`, which returns one line for people; or hand out what an earlier run made of the same.
 
-    `inputs` are folders that earlier steps made. Nothing appears at `out` before it is whole.
+    `inputs` are folders that earlier steps made; `packages` are those whose code the result depends on. Nothing appears at `out` before it is whole.
     """
     began = time.monotonic()
     home = os.environ.get("CONCORDANT_CACHE")
-    target = Path(home) / step / _key(step, inputs, parameters) if home else Path(out)
+    target = Path(home) / step / _key(step, inputs, {**parameters, "code": code_digest(packages)}) if home else Path(out)
     if home:
         _die_with_parent()
     _say(step, "started")
@@ -128,15 +136,15 @@ def _is_whole(folder: Path) -> bool:
 
 def _key(step: str, inputs: Sequence[str], parameters: Mapping[str, Any]) -> str:
     """Digest of everything that a step's result depends on."""
-    told = [step, [_sha256(Path(folder) / "manifest.json") for folder in inputs], dict(parameters), code_digest()]
+    told = [step, [_sha256(Path(folder) / "manifest.json") for folder in inputs], dict(parameters)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @cache
-def code_digest() -> str:
+def code_digest(packages: tuple[str, ...]) -> str:
     """Digest of our own code and tables: a changed program makes new results."""
     whole = hashlib.sha256()
-    for package in ("features", "components"):
+    for package in packages:
         spec = find_spec(package)
         assert spec and spec.origin
         root = Path(spec.origin).parent
@@ -173,6 +181,19 @@ def _say(step: str, state: str, **told: Any) -> None:
 
 
 def _die_with_parent() -> None:
-    """A killed run leaves no step behind that goes on writing (Linux: PR_SET_PDEATHSIG)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    """A killed run leaves no step behind that goes on writing.
+
+    kfp puts a shell between run and step, so a parent-death signal would not arrive: the step watches the process of the run itself.
+    """
+    run = os.environ.get("CONCORDANT_RUN_PID")
+    if run and hasattr(os, "pidfd_open"):
+        try:
+            handle = os.pidfd_open(int(run))
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Thread(target=_watch, args=(handle,), daemon=True).start()
+
+
+def _watch(handle: int) -> None:
+    select.select([handle], [], [])  # readable when the process has ended
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -45,56 +45,40 @@ class RuleError(ConcordantError):
 
 
 @dataclass(frozen=True)
-class Compare:
-    """A named number against a threshold in a unit; `of` is the variant of `copies`, the condition of `days_since`."""
-
-    quantity: str
-    sign: str
-    number: float
-    unit: str
-    of: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.quantity}{f'({self.of})' if self.of else ''} {self.sign} {self.number:g} {self.unit}"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A question that is answered with yes, no or not known; `answer` is the text after `is`."""
+class Atom:
+    """One question, `has_condition(dialysis)`; with a `sign`, a comparison with a threshold in a unit, `egfr < 30 mL/min/1.73m2`."""
 
     word: str
     names: tuple[str, ...] = ()
-    answer: str = ""
+    answer: str = ""  # the text after `is`
+    sign: str = ""
+    number: float = 0.0
+    unit: str = ""
 
     def __str__(self) -> str:
-        return self.word + (f"({', '.join(self.names)})" if self.names else "") + (f' is "{self.answer}"' if self.answer else "")
-
-
-@dataclass(frozen=True)
-class Not:
-    """The opposite; what is not known stays so."""
-
-    part: "Expression"
+        asked = self.word + (f"({', '.join(self.names)})" if self.names else "") + (f' is "{self.answer}"' if self.answer else "")
+        return f"{asked} {self.sign} {self.number:g} {self.unit}" if self.sign else asked
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Parts joined by one of `and`, `or`."""
+    """Parts joined by `and` or `or`, or the opposite of one part."""
 
-    word: Literal["and", "or"]
+    word: Literal["and", "or", "not"]
     parts: "tuple[Expression, ...]"
 
 
-Atom = Compare | Ask
-Expression = Atom | Not | Joined
+Expression = Atom | Joined
 
 WORDS = {
     "has_condition": 1, "takes_drug": 1, "interacts": 2, "has_allergy": 1, "serious_allergy": 1, "severe_allergy": 1, "phenotype": 1,
     "pregnant": 0, "female": 0, "always": 0,
 }  # fmt: skip
+# Lists whose absence is common, and told by a notice of its own: drugs taken now, allergies, genotypes.
+OFTEN_ABSENT = ("takes_drug", "interacts", "has_allergy", "serious_allergy", "severe_allergy", "phenotype", "copies", "always")
 UNITS = {"age": "years", "copies": "copies", "days_since": "days"}  # of the quantities that are no measurements
 _COMPARE = re.compile(r"([a-z]\w*)(?:\((\w+)\))?\s*(<=|>=|<|>)\s*(\d+(?:\.\d+)?)\s+(?!(?:and|or|not)\b)([^\s()]+)")
-_ASK = re.compile(r'([a-z]\w*)(?:\(([\w ,]*)\))?(?:\s+is\s+"([^"]+)")?')
+_ASK = re.compile(r'([a-z]\w*)(?:\(\s*(\w+(?:\s*,\s*\w+)*)\s*\))?(?:\s+is\s+"([^"]+)")?')
 
 
 class _Reader:
@@ -124,7 +108,7 @@ class _Reader:
         if self.depth > DEEPEST:
             raise ValueError(f"the condition is nested more than {DEEPEST} deep. Split the rule.")
         if self.skip("not"):
-            found: Expression = Not(self.part())
+            found: Expression = Joined("not", (self.part(),))
         elif self.skip("("):
             found = self.joined()
             if not self.skip(")"):
@@ -138,12 +122,12 @@ class _Reader:
         compare, ask = _COMPARE.match(self.left), _ASK.match(self.left)
         if compare and (compare[1] in ("copies", "days_since")) == (compare[2] is not None):
             self.left = self.left[compare.end() :].lstrip()
-            return Compare(compare[1], compare[3], float(compare[4]), compare[5], compare[2] or "")
-        names = tuple(name.strip() for name in ask[2].split(",")) if ask and ask[2] is not None else ()
+            return Atom(compare[1], (compare[2],) if compare[2] else (), "", compare[3], float(compare[4]), compare[5])
+        names = tuple(name.strip() for name in ask[2].split(",")) if ask and ask[2] else ()
         if ask is None or WORDS.get(ask[1]) != len(names) or (ask[1] == "phenotype") != bool(ask[3]):
             raise ValueError(f"'{self.left[:40] or 'the end'}' is no question and no comparison with number and unit. {HELP}")
         self.left = self.left[ask.end() :].lstrip()
-        return Ask(ask[1], names, ask[3] or "")
+        return Atom(ask[1], names, ask[3] or "")
 
 
 def read(text: str) -> Expression:
@@ -157,23 +141,20 @@ def read(text: str) -> Expression:
 
 def truth(expression: Expression, look: Callable[[Atom], Truth]) -> Truth:
     """Kleene's three-valued logic: `and` is false where one part is, else not known where one part is; `or` the other way round."""
-    if isinstance(expression, Not):
-        inner = truth(expression.part, look)
-        return None if inner is None else not inner
-    if isinstance(expression, Joined):
-        parts = [truth(part, look) for part in expression.parts]
-        decided = expression.word == "or"
-        return decided if decided in parts else None if None in parts else not decided
-    return look(expression)
+    if isinstance(expression, Atom):
+        return look(expression)
+    parts = [truth(part, look) for part in expression.parts]
+    if expression.word == "not":
+        return None if parts[0] is None else not parts[0]
+    decided = expression.word == "or"
+    return decided if decided in parts else None if None in parts else not decided
 
 
 def atoms(expression: Expression) -> tuple[Atom, ...]:
     """The comparisons and questions of a condition, in order, each once."""
-    if isinstance(expression, Not):
-        return atoms(expression.part)
-    if isinstance(expression, Joined):
-        return tuple(dict.fromkeys(atom for part in expression.parts for atom in atoms(part)))
-    return (expression,)
+    if isinstance(expression, Atom):
+        return (expression,)
+    return tuple(dict.fromkeys(atom for part in expression.parts for atom in atoms(part)))
 
 
 class _Record(BaseModel):
@@ -279,14 +260,14 @@ class Rule(_Record):
 def _problems(rule: Rule) -> list[str]:
     """What the types alone can't see. Each begins with the key to mend, then a bar."""
     try:
-        measured = {atom.quantity for atom in rule.atoms if isinstance(atom, Compare) and atom.quantity not in UNITS}
+        measured = {atom.word for atom in rule.atoms if atom.sign and atom.word not in UNITS}
     except ValueError as error:
         return [f"condition|{error}"]
     differing = sorted(measured ^ {entry.input for entry in rule.requires})
     found = [f"requires|'{name}' must stand in the condition and, with max_age_days, under requires." for name in differing]
     if rule.expires <= rule.effective_from:
         found.append("expires|a rule expires after it takes effect.")
-    if rule.action == "block" and rule.on_missing == "warn" and not all(_may_be_absent(atom) for atom in rule.atoms):
+    if rule.action == "block" and rule.on_missing == "warn" and not all(atom.word in OFTEN_ABSENT for atom in rule.atoms):
         found.append("on_missing|a rule that blocks can't let a missing value pass: on_missing must be 'block' or 'abstain'.")
     if rule.action == "prefer" and rule.on_missing != "warn":
         found.append("on_missing|what is not known can't take a preference further than 'warn'.")
@@ -294,12 +275,6 @@ def _problems(rule: Rule) -> list[str]:
     return found + [
         f"test_cases|there is no case '{kind}'. A rule needs one inside, one outside and one at the boundary." for kind in lacking
     ]
-
-
-def _may_be_absent(atom: Atom) -> bool:
-    """Lists whose absence is common and is shown as a notice: allergies, drugs taken now, genotypes."""
-    words = ("takes_drug", "interacts", "has_allergy", "serious_allergy", "severe_allergy", "phenotype", "always")
-    return atom.word in words if isinstance(atom, Ask) else atom.quantity == "copies"
 
 
 @dataclass(frozen=True)
@@ -360,13 +335,15 @@ def parse(text: str, table: Concepts, file: str = "rules") -> list[Rule]:
     entries = raw.get("rules") if isinstance(raw, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise RuleError(f"{file}, line 1: a rule file is a mapping with a list of rules under 'rules'.")
-    found = []
+    found, defaults, sources = [], raw.get("defaults") or {}, raw.get("sources") or {}
+    if not isinstance(defaults, dict) or not isinstance(sources, dict):
+        raise RuleError(f"{file}, line 1: 'defaults' and 'sources' of a rule file are mappings.")
     for number, entry in enumerate(entries):
         place, message = "", ""
         try:
             named = entry.get("source")
-            source = (raw.get("sources") or {}).get(named, named) if isinstance(named, str) else named
-            rule = Rule.model_validate({**(raw.get("defaults") or {}), **entry, "source": source})
+            source = sources.get(named, named) if isinstance(named, str) else named
+            rule = Rule.model_validate({**defaults, **entry, "source": source})
             place, message = next(iter(_unknown(rule, table)), ("", ""))
         except ValidationError as error:
             place, message = _first(error)
@@ -380,14 +357,15 @@ def parse(text: str, table: Concepts, file: str = "rules") -> list[Rule]:
 def _first(error: ValidationError) -> tuple[str, str]:
     first = error.errors(include_url=False)[0]
     place, message = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-    if "|" in message:
-        place, message = message.split("|", 1)
-        return place, message
-    if first["type"] == "extra_forbidden":
-        return place, f"'{place}' is not a key of a rule. Remove it or correct its spelling."
-    if place == "source":
-        return place, "its source is not under 'sources' of the file. Add it there with title and licence."
-    return place, f"'{place}': {message[0].lower()}{message[1:]}."
+    if first["type"] == "value_error" and "|" in message:
+        place, _, message = message.partition("|")
+    elif first["type"] == "extra_forbidden":
+        message = f"'{place}' is not a key of a rule. Remove it or correct its spelling."
+    elif place == "source":
+        message = "its source is not under 'sources' of the file. Add it there with title and licence."
+    else:
+        message = f"'{place}': {message[0].lower()}{message[1:]}."
+    return place, message
 
 
 def _unknown(rule: Rule, table: Concepts) -> list[tuple[str, str]]:
@@ -398,14 +376,12 @@ def _unknown(rule: Rule, table: Concepts) -> list[tuple[str, str]]:
     known = {"has_condition": conditions, "days_since": conditions, "phenotype": {*table.genes.values()}}
     known |= {word: drugs | kinds["allergen/"] | {"this"} for word in WORDS if word.endswith("_allergy")}
     asked = [("drugs", name, drugs | {"any"}) for name in rule.drugs]
-    for atom in rule.atoms:
-        word, names = (atom.word, atom.names) if isinstance(atom, Ask) else (atom.quantity, (atom.of,))
-        asked += [("condition", name, known.get(word, drugs)) for name in names if isinstance(atom, Ask) or word == "days_since"]
+    asked += [("condition", name, known.get(atom.word, drugs)) for atom in rule.atoms if atom.word != "copies" for name in atom.names]
     problems = [(key, f"'{name}' is not in concepts.yaml. Add it there with its codes.") for key, name, names in asked if name not in names]
     for atom in rule.atoms:
-        if isinstance(atom, Compare) and atom.unit not in (units := units_of(atom.quantity, table)):
+        if atom.sign and atom.unit not in (units := units_of(atom.word, table)):
             there = ", ".join(units) or "none, for concepts.yaml has no such measurement"
-            problems.append(("condition", f"'{atom}': '{atom.unit}' is not a unit of {atom.quantity}. Known: {there}."))
+            problems.append(("condition", f"'{atom}': '{atom.unit}' is not a unit of {atom.word}. Known: {there}."))
     return problems
 
 

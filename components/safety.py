@@ -1,9 +1,10 @@
 """What is unsafe for one patient: rules over coded facts, before any score. A rule can only take options away; nothing gives one back.
 
-`facts_from` of the caller must deliver, as of the time of the question, under the names of `features/concepts.yaml`: every measurement
-of `concepts.measurements` (`egfr`, `alt`, `inr`, `systolic_blood_pressure` ...) with unit and age; `condition:*` and whether there is
-any `record:condition`; `takes:*` within its validity; the codes of active, not refuted AllergyIntolerances with their criticality;
-`diplotype:*` of CYP2C9, CYP2C19, SLCO1B1, G6PD; `variant:rs9923231`, `variant:rs2108622`; age, sex, pregnancy status of the last 30 days.
+The caller must deliver, as of the time of the question, under the names of `features/concepts.yaml`: every measurement of
+`concepts.measurements` that a rule reads (`egfr`, `alt`, `inr`, `systolic_blood_pressure`) with unit and age; `condition:*`, the days
+since its newest statement, and whether there is any `record:condition`; `takes:*` within its validity; the codes of active, not refuted
+AllergyIntolerances with their criticality; `diplotype:*` of CYP2C9, CYP2C19, SLCO1B1, G6PD; `variant:rs9923231` and `variant:rs2108622`;
+age, sex, and pregnancy status of the last 30 days. `today` is the day of the answer, never the time of a record.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from typing import Literal, NamedTuple
 import yaml
 
 from components.decision import Decision
-from components.rules import PHENOTYPES, SHIPPED, UNITS, Ask, Atom, Case, Compare, Rule, RuleError, RuleSet, Truth, truth, units_of
+from components.rules import PHENOTYPES, SHIPPED, UNITS, Atom, Case, Rule, RuleError, RuleSet, Truth, truth, units_of
 
 NO_KNOWN_ALLERGY = frozenset({("snomed", "716186003"), ("snomed", "409137002")})  # no known allergy, no known drug allergy
 FERTILE_YEARS = (12, 55)  # safety.md 2.4: outside of these an unknown pregnancy status is taken as not pregnant
@@ -194,17 +195,17 @@ def judge(rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> tuple[Truth, t
 
 def _told(atom: Atom, facts: Facts) -> str:
     """What held, in words: a value with its unit and age, or the question."""
-    if isinstance(atom, Compare) and atom.quantity not in UNITS:
-        value = facts.measurements[atom.quantity]
-        return f"{atom.quantity} {value.value:g} {value.unit}, {value.age_days:.0f} days old ({atom})"
+    if atom.sign and atom.word not in UNITS:
+        value = facts.measurements[atom.word]
+        return f"{atom.word} {value.value:g} {value.unit}, {value.age_days:.0f} days old ({atom})"
     return str(atom)
 
 
-# Each question gives True or False, or what is missing ----------------------------------------------------------------------------------
+# Each question gives True or False, or what is missing -----------------------------------------------------------------------------------
 
 
 def _answer(atom: Atom, rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> bool | Missing:
-    if isinstance(atom, Compare):
+    if atom.sign:
         value = _value(atom, rules, rule, facts)
         return value if isinstance(value, Missing) else _holds(value, atom, rules)
     if atom.word == "has_condition":
@@ -219,16 +220,16 @@ def _answer(atom: Atom, rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> 
     return _flag(atom.word, facts)
 
 
-def _holds(value: float, atom: Compare, rules: RuleSet) -> bool:
+def _holds(value: float, atom: Atom, rules: RuleSet) -> bool:
     """Both sides in our unit, rounded to 6 decimals: a threshold is met exactly however it was sent."""
-    factor, offset = units_of(atom.quantity, rules.table)[atom.unit]
+    factor, offset = units_of(atom.word, rules.table)[atom.unit]
     left, right = round(value, 6), round(atom.number * factor + offset, 6)
     return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[atom.sign]
 
 
-def _value(atom: Compare, rules: RuleSet, rule: Rule, facts: Facts) -> float | Missing:
+def _value(atom: Atom, rules: RuleSet, rule: Rule, facts: Facts) -> float | Missing:
     """Value of a quantity in our unit; infinitely many days since a condition that is not there."""
-    quantity, name = atom.quantity, atom.of
+    quantity, name = atom.word, "".join(atom.names)
     if quantity == "age":
         return _known(facts.age_years, "age", "MISSING_REQUIRED", "Age is not known.")
     if quantity == "copies":
@@ -268,7 +269,7 @@ def _condition(name: str, facts: Facts) -> bool | Missing:
     return bool(stated)
 
 
-def _takes(atom: Ask, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing:
+def _takes(atom: Atom, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing:
     if facts.drugs is None:
         return Missing("drugs", "MEDICATION_UNKNOWN", "No medication list is on record: interactions could not be checked.")
     others = facts.drugs - {drug}
@@ -278,11 +279,11 @@ def _takes(atom: Ask, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing
     return bool(drug in one and others & two) or bool(drug in two and others & one)
 
 
-def _allergy(atom: Ask, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing:
+def _allergy(atom: Atom, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing:
     if facts.allergies is None:
         text = "No allergy list is on record, which is not 'no known allergy'. Ask and record it."
         return Missing("allergies", "ALLERGY_UNKNOWN", text)
-    wanted = {drug} if atom.names[0] == "this" else rules.members[atom.names[0]] | {atom.names[0]}
+    wanted = {drug} if atom.names[0] == "this" else rules.members.get(atom.names[0], frozenset()) | {atom.names[0]}
     counted = {"has_allergy": ("high", "unknown", "low"), "serious_allergy": ("high", "unknown"), "severe_allergy": ("high",)}[atom.word]
     return any(entry.criticality in counted and _substance(rules, entry) in wanted for entry in facts.allergies)
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -124,12 +125,10 @@ def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Call
         folder.mkdir(parents=True, exist_ok=True)
         log = _Log(path=folder / "log.txt", listener=tell)
         log.path.unlink(missing_ok=True)
-        environment = {
-            "CONCORDANT_CACHE": str(workspace.root / "cache"),
-            "CONCORDANT_KEY_FILE": str(workspace.key_file),
-            "PYTHONSAFEPATH": "1",
-        }
-        os.environ.update({name: str(Path(value).resolve()) if "/" in value else value for name, value in environment.items()})
+        os.environ["CONCORDANT_CACHE"] = str((workspace.root / "cache").resolve())
+        os.environ["CONCORDANT_KEY_FILE"] = str(workspace.key_file.resolve())
+        os.environ["CONCORDANT_RUN_PID"] = str(os.getpid())
+        os.environ["PYTHONSAFEPATH"] = "1"  # a stranger's `features` folder in the working directory must not shadow ours
         _execute(folder, log, {"decision": text, "source": source, "truth": truth})
         _collect(folder)
         (folder / "run.json").write_text(json.dumps({"decision": name, "source": source, "truth": truth}), encoding="utf-8")
@@ -148,6 +147,7 @@ def _execute(folder: Path, log: _Log, arguments: dict[str, str]) -> None:
     except KeyboardInterrupt:
         raise
     except Exception as error:
+        log.write(traceback.format_exc())
         told = log.failure or {"step": "the graph", "cause": f"{type(error).__name__} before any step reported a cause."}
         raise RunFailed(f"Step {told['step']} failed: {told['cause']}\nThe whole log: {log.path}") from None
 

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from features.errors import ConcordantError
 
@@ -31,7 +31,7 @@ class Endpoints:
         self.base = f"http://127.0.0.1:{self._port}"
         self.url = f"{self.base}/v1/models/{self.name}:predict"
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the processes
+        self._logs: list[IO[bytes]] = []
 
     def __enter__(self) -> "Endpoints":
         self._start("predictor", self._predictor_port, "--bundle", str(self._run / "bundle"))
@@ -53,7 +53,8 @@ class Endpoints:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
-        self._log.close()
+        for log in self._logs:
+            log.close()
 
     def wait(self) -> None:
         """Until a process ends or Ctrl-C."""
@@ -64,7 +65,9 @@ class Endpoints:
     def _start(self, role: str, port: int, *arguments: str) -> None:
         command = [sys.executable, "-m", "serving", role, "--name", self.name, "--port", str(port), *arguments]
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
-        self._processes.append(subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, env=environment))
+        log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the processes
+        self._logs.append(log)
+        self._processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
 
     def _await(self, url: str) -> None:
         deadline = time.monotonic() + STARTING_S
@@ -79,8 +82,11 @@ class Endpoints:
         raise ConcordantError(f"The endpoint was not ready within {STARTING_S:g} s. Its last words: {self._last_words()}")
 
     def _last_words(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        """The last line of the process that ended, else of the transformer."""
+        ended = [log for process, log in zip(self._processes, self._logs, strict=True) if process.poll() is not None]
+        log = (ended or self._logs)[-1]
+        log.seek(0)
+        lines = log.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "none"
 
 

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from features.errors import ConcordantError
+
 
 def main() -> None:
     """Parse the arguments and serve."""
@@ -19,23 +21,30 @@ def main() -> None:
     parser.add_argument("--wall-clock", action="store_true", help="age values by the clock, not by the newest date of the store")
     given = parser.parse_args()
     sys.argv[1:] = []  # kserve parses the command line when it is imported; it is not meant for it
+    try:
+        _serve(given)
+    except ConcordantError as error:
+        sys.exit(f"Error: {error}")
+
+
+def _serve(given: argparse.Namespace) -> None:
     from serving.server import serve
 
     if given.role == "predictor":
         from serving.predictor import Predictor
 
-        model = Predictor(given.name, given.bundle)
-        model.load()
-        serve([model], host=given.host, port=given.port)
+        predictor = Predictor(given.name, given.bundle)
+        predictor.load()
+        serve([predictor], host=given.host, port=given.port)
     else:
         from features.events import PseudonymKey
         from serving.patient import Patients
         from serving.transformer import Transformer
 
         patients = Patients(given.store, PseudonymKey.at(given.key_file), wall_clock=given.wall_clock)
-        model = Transformer(given.name, patients)
-        model.ready = True
-        serve([model], host=given.host, port=given.port, predictor_host=given.predictor)
+        transformer = Transformer(given.name, patients)
+        transformer.ready = True
+        serve([transformer], host=given.host, port=given.port, predictor_host=given.predictor)
 
 
 if __name__ == "__main__":

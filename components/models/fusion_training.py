@@ -64,6 +64,7 @@ class _Task(lightning.LightningModule):
 def fit(training: Training, settings: Settings | None = None, *, accelerator: str = "cpu", precision: Any = "32-true") -> Fusion:
     """Train the ensemble in one Lightning run; `accelerator` and `precision` are Lightning's own."""
     settings = settings or Settings()
+    torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings, and one thread is reproducible anywhere
     scaler = Scaler.fit(training.x_NF, training.modality_F)
     given, present = inputs(scaler, training.x_NF)
     observed_N = training.observed_N

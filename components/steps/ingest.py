@@ -19,4 +19,4 @@ def ingest(source: str, events: dsl.Output[dsl.Dataset]):
         return "{received:,} resources, {quarantined:,} in quarantine, {events:,} events of {patients:,} patients".format(**told)
 
     parameters = {"source": fingerprint(source), "key": key.number("fingerprint of this key")}
-    produce(events.path, "ingest", [], parameters, work)
+    produce(events.path, "ingest", [], parameters, work, packages=("features",))

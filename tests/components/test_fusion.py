@@ -1,0 +1,188 @@
+"""The multimodal network: members that never learn from their own fold, every subset of modalities answered, the same bytes twice."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.models import fusion, fusion_training
+from components.models.fusion import Fusion, Settings
+from components.tensors import FOLDS, Scaler, Training, folds
+from features.feature import Floats
+
+N, F, K = 600, 6, 3
+QUICK = Settings(epochs=3)
+
+
+def world(seed: int = 0) -> tuple[Training, Floats]:
+    """Three options given by lot, effects that cross over in the first feature and grow in a gene; and every row's true outcomes."""
+    rng = np.random.default_rng(seed)
+    x_NF = rng.normal(size=(N, F))
+    effect_NK = np.stack([2 * x_NF[:, 0], -2 * x_NF[:, 0], 1.5 * x_NF[:, 3]], axis=1)
+    truth_NK = 3 * x_NF[:, [1]] + effect_NK + np.array([0.0, 0.5, 0.2])
+    option_N = rng.integers(0, K, N)
+    target_N = truth_NK[np.arange(N), option_N] + rng.normal(size=N)
+    x_NF[rng.random((N, F)) < 0.05] = np.nan
+    target_N[rng.random(N) < 0.05] = np.nan
+    training = Training(
+        x_NF=x_NF,
+        names=tuple(f"f{f}" for f in range(F)),
+        modality_F=("history", "history", "history", "genomics", "genomics", "lifestyle"),
+        options=K,
+        targets=K,
+        option_N=option_N,
+        target_N=target_N,
+        fold_N=folds(N),
+    )
+    return training, truth_NK
+
+
+TRAINING, TRUTH_NK = world()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Layers this small are slower on two threads, much so where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def member() -> Fusion:
+    return fusion_training.fit(TRAINING)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Fusion:
+    return fusion_training.fit(TRAINING, QUICK)
+
+
+def effect_error(outcome_NK: Floats) -> float:
+    """Root mean square error of each option's effect about the mean of the options."""
+    off_NK = (outcome_NK - outcome_NK.mean(1, keepdims=True)) - (TRUTH_NK - TRUTH_NK.mean(1, keepdims=True))
+    return float(np.sqrt(np.mean(off_NK**2)))
+
+
+def test_it_recovers_more_than_a_constant_effect(member: Fusion) -> None:
+    assert member.oof_NT is not None
+    constant = effect_error(np.broadcast_to(TRUTH_NK.mean(0), TRUTH_NK.shape))
+    assert effect_error(member.oof_NT) < 0.8 * constant
+
+
+def test_the_out_of_fold_prediction_of_a_row_is_of_the_member_that_left_its_fold_out(quick: Fusion) -> None:
+    members_ENK = quick.members(TRAINING.x_NF)
+    assert quick.oof_NT is not None
+    assert members_ENK.shape == (FOLDS, N, K)
+    for fold in range(FOLDS):
+        held = TRAINING.fold_N == fold
+        np.testing.assert_array_equal(quick.oof_NT[held], members_ENK[fold, held])
+
+
+def test_a_member_never_learns_from_its_own_fold(quick: Fusion) -> None:
+    """Outcomes are exchanged within a fold, so that mean and spread of all stay: the member of that fold must not notice."""
+    fold = 0
+    rows = np.flatnonzero((TRAINING.fold_N == fold) & TRAINING.observed_N)
+    target_N = TRAINING.target_N.copy()
+    target_N[rows] = target_N[rows][::-1]
+    again = fusion_training.fit(replace(TRAINING, target_N=target_N), QUICK)
+    before_ENK, after_ENK = quick.members(TRAINING.x_NF), again.members(TRAINING.x_NF)
+    assert np.abs(after_ENK[1:] - before_ENK[1:]).max() > 0.01  # the others did learn from it
+    np.testing.assert_allclose(after_ENK[fold], before_ENK[fold], rtol=0, atol=1e-9)
+
+
+def test_a_wild_outcome_of_a_fold_does_not_reach_the_member_that_leaves_it_out(quick: Fusion) -> None:
+    row = int(np.flatnonzero(TRAINING.observed_N)[0])
+    target_N = TRAINING.target_N.copy()
+    target_N[row] += 50
+    again = fusion_training.fit(replace(TRAINING, target_N=target_N), QUICK)
+    assert again.oof_NT is not None
+    assert quick.oof_NT is not None
+    np.testing.assert_allclose(again.oof_NT[row], quick.oof_NT[row], rtol=0, atol=1e-6)
+
+
+def test_outcomes_that_were_not_seen_are_not_learned_from(quick: Fusion) -> None:
+    assert not TRAINING.observed_N.all()
+    assert np.isfinite(quick.members(TRAINING.x_NF)).all()
+
+
+def test_a_saved_ensemble_predicts_the_same(quick: Fusion, tmp_path: Path) -> None:
+    quick.save(tmp_path)
+    again = Fusion.load(tmp_path)
+    np.testing.assert_array_equal(again.members(TRAINING.x_NF), quick.members(TRAINING.x_NF))
+    np.testing.assert_array_equal(again.predict(TRAINING.x_NF), quick.predict(TRAINING.x_NF))
+    assert again.settings == QUICK
+
+
+def test_the_same_seed_gives_the_same_bytes_and_leaves_the_callers_generator_alone(quick: Fusion, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    again = fusion_training.fit(TRAINING, QUICK)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name, made in (("a", quick), ("b", again)):
+        (tmp_path / name).mkdir()
+        made.save(tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_another_seed_gives_other_weights(quick: Fusion) -> None:
+    other = fusion_training.fit(TRAINING, replace(QUICK, seed=1))
+    assert not np.allclose(other.predict(TRAINING.x_NF), quick.predict(TRAINING.x_NF))
+
+
+@pytest.mark.parametrize("columns", [[3, 4], [5], [0, 1, 2], list(range(F))], ids=["genomics", "lifestyle", "history", "everything"])
+def test_a_missing_modality_at_prediction_still_has_an_answer(member: Fusion, columns: list[int]) -> None:
+    x_NF = TRAINING.x_NF.copy()
+    x_NF[:, columns] = np.nan
+    predicted_NK = member.predict(x_NF)
+    assert np.isfinite(predicted_NK).all()
+    assert predicted_NK.min() > np.nanmin(TRAINING.target_N) - 5
+    assert predicted_NK.max() < np.nanmax(TRAINING.target_N) + 5
+
+
+def test_the_values_of_an_absent_modality_cannot_matter(member: Fusion) -> None:
+    """Its learned token stands in: whatever lies behind the mask is not looked at."""
+    scaler = member.scaler
+    x_NF = TRAINING.x_NF[:5].copy()
+    x_NF[:, 3:5] = np.nan
+    given, present = fusion.inputs(scaler, x_NF)
+    assert present.tolist() == [[True, False, bool(row)] for row in ~np.isnan(x_NF[:, 5])]
+    with torch.inference_mode():
+        plain, _, _ = member.network(given, present.T)
+        given[1] = given[1] + 7
+        moved, _, _ = member.network(given, present.T)
+    assert torch.equal(plain, moved)
+
+
+def test_one_row_alone_is_predicted_as_among_others(member: Fusion) -> None:
+    np.testing.assert_allclose(member.predict(TRAINING.x_NF[[5]])[0], member.predict(TRAINING.x_NF)[5], rtol=1e-5, atol=1e-5)
+
+
+def test_a_decision_with_one_modality_alone_trains() -> None:
+    alone = TRAINING.without("genomics").without("lifestyle")
+    made = fusion_training.fit(alone, replace(QUICK, epochs=1))
+    assert np.isfinite(made.predict(alone.x_NF)).all()
+
+
+def test_a_feature_that_nobody_has_does_no_harm() -> None:
+    x_NF = TRAINING.x_NF.copy()
+    x_NF[:, 5] = np.nan
+    made = fusion_training.fit(replace(TRAINING, x_NF=x_NF), replace(QUICK, epochs=1))
+    assert np.isfinite(made.predict(TRAINING.x_NF)).all()  # also where it is measured one day
+
+
+def test_a_dose_is_one_target() -> None:
+    target_N = 6 + 2 * np.nan_to_num(TRAINING.x_NF[:, 0])
+    made = fusion_training.fit(replace(TRAINING, targets=1, target_N=target_N))
+    assert made.oof_NT is not None
+    assert made.oof_NT.shape == (N, 1)
+    assert np.mean((made.oof_NT[:, 0] - target_N) ** 2) < 0.7 * np.var(target_N)
+
+
+def test_widths_leave_out_a_modality_without_features() -> None:
+    assert fusion.widths(Scaler.fit(np.zeros((3, 3)), ("history", "lifestyle", "lifestyle"))) == (1, 2)

@@ -1,0 +1,72 @@
+"""What several rooms' tests share: real data where it lies, one small simulated export, one whole run."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from features.events import PseudonymKey
+
+ROOT = Path(__file__).resolve().parents[1]
+CANARY = "ZQCANARYXW"  # planted in every name, id and address of the export that the whole run reads
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data; tests that use it are marked `shared_data`."""
+    folder = Path(os.environ.get("CONCORDANT_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data are not beside this checkout: {folder} is absent; set CONCORDANT_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def key() -> PseudonymKey:
+    """A key for tests."""
+    return PseudonymKey(b"0123456789abcdef0123456789abcdef")
+
+
+@pytest.fixture(scope="session")
+def small_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated export of 300 patients; its truth lies beside it."""
+    from pipelines.simulate import World, simulate
+
+    folder = tmp_path_factory.mktemp("small") / "export"
+    simulate(World(patients=300, seed=1), folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """One run of the command line on an export with canaries, and everything it printed."""
+
+    workspace: Path
+    folder: Path
+    source: Path
+    printed: str
+
+
+def concordant(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """The command line as people run it, in a process of its own and far from the checkout."""
+    command = [sys.executable, "-m", "pipelines", *arguments]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "COLUMNS": "160"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
+    """`concordant run` on 2,500 simulated patients with canaries in every identifier."""
+    from pipelines.simulate import World, simulate, truth_path
+
+    place = tmp_path_factory.mktemp("whole")
+    source = place / "export"
+    simulate(World(patients=2500, seed=3, canary=CANARY), source)
+    told = ("run", "glucose_lowering", "--source", str(source), "--truth", str(truth_path(source)), "--workspace", str(place / "ws"))
+    done = concordant(*told, cwd=place)
+    (folder,) = (place / "ws" / "runs").iterdir()
+    return WholeRun(workspace=place / "ws", folder=folder, source=source, printed=done.stdout + done.stderr)

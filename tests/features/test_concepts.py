@@ -1,0 +1,172 @@
+"""Codes and units: every conversion against a published or hand-computed value, every code system under all its names."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from features.concepts import concepts, parse
+
+LOINC, SNOMED, ICD = "http://loinc.org", "http://snomed.info/sct", "http://hl7.org/fhir/sid/icd-10-cm"
+RXNORM = "http://www.nlm.nih.gov/research/umls/rxnorm"
+RAW: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "features" / "concepts.yaml").read_text(encoding="utf-8"))
+
+# concept, unit as sent, value as sent, value in our unit, how far it may be off (the last printed digit of the source)
+CONVERSIONS = [
+    ("hba1c", "mmol/mol", 53, 53, 0),
+    ("hba1c", "%", 7.0, 53, 0.5),  # NGSP and IFCC, table of the IFCC network: 6.0 42, 6.5 48, 7.0 53, 8.0 64, 9.0 75, 10.0 86
+    ("hba1c", "%", 6.0, 42, 0.5),
+    ("hba1c", "%", 6.5, 48, 0.5),
+    ("hba1c", "%", 8.0, 64, 0.5),
+    ("hba1c", "%", 9.0, 75, 0.5),
+    ("hba1c", "%", 10.0, 86, 0.5),
+    ("egfr", "mL/min/{1.73_m2}", 60, 60, 0),
+    ("egfr", "mL/min/1.73m2", 60, 60, 0),
+    ("egfr", "mL/min/1.73.m2", 60, 60, 0),
+    ("egfr", "mL/min/{1.73m2}", 60, 60, 0),
+    ("egfr", "mL/min", 60, 60, 0),
+    ("creatinine", "umol/L", 88.4, 88.4, 0),
+    ("creatinine", "mg/dL", 1.0, 88.4, 0.05),  # molar mass 113.12 g/mol
+    ("alt", "U/L", 40, 40, 0),
+    ("alt", "[iU]/L", 40, 40, 0),
+    ("alt", "IU/L", 40, 40, 0),
+    ("hdl", "mmol/L", 1.2, 1.2, 0),
+    ("hdl", "mg/dL", 38.67, 1, 0.001),  # molar mass of cholesterol 386.65 g/mol
+    ("total_cholesterol", "mmol/L", 5, 5, 0),
+    ("total_cholesterol", "mg/dL", 193.35, 5, 0.005),
+    ("triglycerides", "mmol/L", 1.7, 1.7, 0),
+    ("triglycerides", "mg/dL", 88.57, 1, 0.001),
+    ("glucose", "mmol/L", 7, 7, 0),
+    ("glucose", "mg/dL", 18.016, 1, 0.001),
+    ("glucose", "mg/dL", 126, 7.0, 0.05),  # the diagnostic threshold in both units, WHO 2006
+    ("inr", "{INR}", 2.5, 2.5, 0),
+    ("inr", "1", 2.5, 2.5, 0),
+    ("weight", "kg", 70, 70, 0),
+    ("weight", "[lb_av]", 154.3236, 70, 0.0001),  # a pound is 0.45359237 kg by definition
+    ("weight", "g", 3500, 3.5, 1e-9),
+    ("height", "cm", 180, 180, 0),
+    ("height", "m", 1.8, 180, 1e-9),
+    ("height", "[in_i]", 70, 177.8, 1e-9),
+    ("bmi", "kg/m2", 31.2, 31.2, 0),
+    ("systolic_blood_pressure", "mm[Hg]", 120, 120, 0),
+    ("systolic_blood_pressure", "mmHg", 120, 120, 0),
+    ("diastolic_blood_pressure", "mm[Hg]", 80, 80, 0),
+    ("diastolic_blood_pressure", "mmHg", 80, 80, 0),
+    ("resting_heart_rate", "/min", 64, 64, 0),
+    ("resting_heart_rate", "{beats}/min", 64, 64, 0),
+    ("alcohol_units_week", "{unit}/wk", 14, 14, 0),
+    ("alcohol_units_week", "/wk", 14, 14, 0),
+    ("exercise_days_week", "d/wk", 3, 3, 0),
+    ("exercise_days_week", "d", 3, 3, 0),
+    ("steps_day", "{steps}/d", 5000, 5000, 0),
+    ("steps_day", "{steps}/(24.h)", 5000, 5000, 0),
+    ("steps_day", "/d", 5000, 5000, 0),
+    ("sleep_hours", "h", 7.5, 7.5, 0),
+    ("sleep_hours", "min", 450, 7.5, 1e-9),
+    ("diet_quality_score", "{score}", 52, 52, 0),
+    ("prs_beta_cell", "{sd}", -1.5, -1.5, 0),
+    ("prs_insulin_resistance", "{sd}", -1.5, -1.5, 0),
+    ("prs_bmi", "{sd}", -1.5, -1.5, 0),
+    ("prs_ckd", "{sd}", -1.5, -1.5, 0),
+]
+
+
+def coding(system: str, code: str) -> dict[str, Any]:
+    return {"system": system, "code": code}
+
+
+@pytest.mark.parametrize(("name", "unit", "sent", "ours", "off"), CONVERSIONS)
+def test_a_unit_converts_to_the_published_value(name: str, unit: str, sent: float, ours: float, off: float) -> None:
+    reading = concepts().read(name, sent, unit)
+    assert reading.problem is None
+    assert reading.value == pytest.approx(ours, abs=off, rel=0)
+
+
+def test_every_conversion_of_the_table_has_a_published_value() -> None:
+    declared = {(name, unit) for name, entry in RAW["measurements"].items() for unit in entry["units"]}
+    assert declared == {(name, unit) for name, unit, *_ in CONVERSIONS}
+
+
+@pytest.mark.parametrize("unit", [None, "", "mg", "percent", "MMOL/MOL"])
+def test_a_unit_that_is_not_listed_is_unknown_and_never_assumed(unit: str | None) -> None:
+    reading = concepts().read("hba1c", 53, unit)
+    assert reading.problem == "unit_unknown"
+    assert math.isnan(reading.value)
+
+
+@pytest.mark.parametrize("name", RAW["measurements"])
+def test_the_range_is_closed_and_nothing_outside_it_is_read(name: str) -> None:
+    measurement = concepts().measurements[name]
+    low, high, unit = measurement.low, measurement.high, measurement.unit
+    assert concepts().read(name, low, unit).value == low
+    assert concepts().read(name, high, unit).value == high
+    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), math.inf, -math.inf, math.nan):
+        assert concepts().read(name, value, unit).problem == "implausible"
+
+
+def test_our_own_unit_needs_no_conversion() -> None:
+    assert {entry["unit"] for entry in RAW["measurements"].values() if entry["units"].get(entry["unit"]) != 1} == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("E11", "type_2_diabetes"),
+        ("E11.9", "type_2_diabetes"),
+        ("E11.65", "type_2_diabetes"),
+        ("E11.649", "hypoglycaemia"),
+        ("E11.641", "hypoglycaemia"),
+        ("E16.2", "hypoglycaemia"),
+        ("E10.9", "type_1_diabetes"),
+        ("I50.32", "heart_failure"),
+        ("B37.49", "genital_mycotic_infection"),
+        ("N18.30", "chronic_kidney_disease"),
+        ("E1", None),
+        ("J45", None),
+    ],
+)
+def test_the_longest_icd_prefix_wins(code: str, name: str | None) -> None:
+    assert concepts().find("condition", [coding(ICD, code)]) == name
+
+
+@pytest.mark.parametrize(("short", "url"), [(short, url) for short, urls in RAW["systems"].items() for url in urls])
+def test_a_code_system_is_known_by_its_url_and_by_its_oid(short: str, url: str) -> None:
+    assert concepts().system(url) == short
+
+
+def test_an_oid_names_the_same_concept_as_the_url() -> None:
+    assert concepts().find("measurement", [coding("urn:oid:2.16.840.1.113883.6.1", "4548-4")]) == "hba1c"
+    assert concepts().find("condition", [coding("urn:oid:2.16.840.1.113883.6.96", "44054006")]) == "type_2_diabetes"
+    assert concepts().find("drug", [coding("urn:oid:2.16.840.1.113883.6.88", "6809")]) == "metformin"
+
+
+def test_a_code_of_another_system_or_kind_means_nothing() -> None:
+    assert concepts().find("measurement", [coding(SNOMED, "4548-4")]) is None
+    assert concepts().find("measurement", [coding("http://hospital.example/codes", "4548-4")]) is None
+    assert concepts().find("measurement", [{"code": "4548-4"}]) is None
+    assert concepts().find("condition", [coding(RXNORM, "6809")]) is None
+
+
+def test_one_known_coding_among_several_is_enough() -> None:
+    several = [coding("http://hospital.example/codes", "GLYHB"), {}, coding(LOINC, "4548-4"), coding(SNOMED, "43396009")]
+    assert concepts().find("measurement", several) == "hba1c"
+
+
+def test_a_coded_answer_has_the_level_of_any_known_coding() -> None:
+    assert concepts().level("smoking_level", [coding(SNOMED, "449868002")]) == 2
+    assert concepts().level("smoking_level", [coding("http://hospital.example", "smokes"), coding(LOINC, "LA15920-4")]) == 1
+    assert concepts().level("smoking_level", [coding(SNOMED, "266919005")]) == 0
+    assert concepts().level("smoking_level", [coding(SNOMED, "000")]) is None
+    assert concepts().level("smoking_level", []) is None
+
+
+def test_one_code_for_two_concepts_is_refused_by_name() -> None:
+    twice = RAW | {"drugs": RAW["drugs"] | {"somethingelse": ["6809"]}}
+    with pytest.raises(ValueError, match=r"rxnorm 6809 stands for two drugs: metformin and somethingelse"):
+        parse(twice)
+
+
+def test_a_class_holds_only_drugs_that_have_codes() -> None:
+    assert {drug for drugs in concepts().classes.values() for drug in drugs} <= set(concepts().drugs)
