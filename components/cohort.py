@@ -97,12 +97,23 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
         patient_ids=tuple(ids), time_N=time_N, option_N=option_N, target_N=target_N, site_N=_sites(events, ids, time_N), flow=tuple(flow)
     )
     if int(cohort.observed_N.sum()) < smallest:
-        lines = "\n".join(f"  {count:>8,}  {step}" for step, count in flow)
+        lines = "\n".join(_told(flow))
         raise EmptyCohort(
             f"Decision '{decision.name}': {int(cohort.observed_N.sum())} patients with an outcome are left, {smallest} are needed.\n"
             f"{lines}\nGive a source with more patients who started one of: {', '.join(decision.option_names)}."
         )
     return cohort
+
+
+def _told(flow: list[tuple[str, int]]) -> list[str]:
+    """The flow for people: who is left and how many were lost at each criterion, up to the first that leaves nobody."""
+    told, before = [], flow[0][1]
+    for step, count in flow:
+        told.append(f"  {count:>8,}  {step}" + (f"  ({before - count:,} lost)" if count < before else ""))
+        if count == 0:
+            break
+        before = count
+    return told
 
 
 def first_option(events: Events, decision: Decision) -> tuple[Ints, Ints]:

@@ -139,7 +139,7 @@ def answer(console: Console, told: Told) -> None:
 def _options(told: Told) -> Table:
     table = Table()
     for column in ("option", told["unit"], "to the best (95 %)", "overlap", ""):
-        table.add_column(column, justify="left" if column in ("option", "") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("option", "") else "right", no_wrap=column != "option")
     for n, entry in enumerate(told["ranked"]):
         gap = "" if n == 0 else f"{entry['difference_to_best']:+.1f} ({entry['low']:+.1f} to {entry['high']:+.1f})"
         note = "equivalent" if entry["option"] in told["equivalent"] else "worse"
