@@ -43,7 +43,12 @@ def verify(folder: Path) -> str:
         raise BundleError(
             f"{folder} is not a bundle: it has no manifest.json. Give a run folder or a bundle folder that `concordant run` made."
         )
-    told = json.loads(manifest.read_text(encoding="utf-8"))
+    try:
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise BundleError(f"{folder.name} was altered: its manifest.json can't be read. Run the pipeline again.")
     present = {path.relative_to(folder).as_posix() for path in _files(folder)}
     if present != set(told):
         raise BundleError(
@@ -66,7 +71,8 @@ def produce(
 ) -> None:
     """Make the folder `out` by `work(folder)`, which returns one line for people; or hand out what an earlier run made of the same.
 
-    `inputs` are folders that earlier steps made; `packages` are those whose code the result depends on. Nothing appears at `out` before it is whole.
+    `inputs` are folders that earlier steps made; `packages` are those whose code the result depends on.
+    Nothing appears at `out` before it is whole.
     """
     began = time.monotonic()
     home = os.environ.get("CONCORDANT_CACHE")
@@ -76,7 +82,7 @@ def produce(
     _say(step, "started")
     reused = bool(home) and _is_whole(target)
     if not reused:
-        _make(target, work)
+        _make(target, step, work)
     if home:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).unlink(missing_ok=True)
@@ -91,7 +97,7 @@ def pseudonym_key_path() -> Path:
     return Path(named) if named else KEY_FILE
 
 
-def _make(target: Path, work: Callable[[Path], str]) -> None:
+def _make(target: Path, step: str, work: Callable[[Path], str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f"{target.name}.part*"):  # of a killed run; the workspace's lock says that nobody else writes here
         shutil.rmtree(left)
@@ -99,7 +105,7 @@ def _make(target: Path, work: Callable[[Path], str]) -> None:
         shutil.rmtree(target)
     part = target.with_name(f"{target.name}.part{os.getpid()}")
     part.mkdir()
-    message = _guarded(work, part)
+    message = _guarded(work, step, part)
     (part / "message.txt").write_text(message, encoding="utf-8")
     seal(part)
     for path in [*part.rglob("*"), part]:
@@ -108,13 +114,14 @@ def _make(target: Path, work: Callable[[Path], str]) -> None:
     _sync(target.parent)
 
 
-def _guarded(work: Callable[[Path], str], part: Path) -> str:
+def _guarded(work: Callable[[Path], str], step: str, part: Path) -> str:
     """Do the work; a failure that is not ours is told by its place alone, because its text may quote a record."""
     try:
         return work(part)
     except (ConcordantError, OSError) as error:
-        cause = str(error) if isinstance(error, ConcordantError) else f"{type(error).__name__}: {os.strerror(error.errno or 0)}."
-        _say(part.parent.name, "failed", cause=cause)
+        told = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "a file can't be read or written"
+        cause = str(error) if isinstance(error, ConcordantError) else f"{type(error).__name__}: {told}."
+        _say(step, "failed", cause=cause)
         raise ConcordantError(cause) from None
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
@@ -122,7 +129,7 @@ def _guarded(work: Callable[[Path], str], part: Path) -> str:
         cause = (
             f"{type(error).__name__} in {Path(ours[-1].filename).name}, line {ours[-1].lineno}. This is a fault of ours: please report it."
         )
-        _say(part.parent.name, "failed", cause=cause)
+        _say(step, "failed", cause=cause)
         raise ConcordantError(cause) from None
 
 

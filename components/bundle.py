@@ -71,20 +71,27 @@ def write(folder: Path, decision_text: str, models: dict[str, Path], blend: Blen
     _write_json(folder / "metrics.json", metrics)
     bundle = _load(folder, "unsealed")
     selftest = _quantile_rows(x_NF)
-    _write_json(folder / "selftest.json", {"x_NF": _plain(selftest), "outcome_NK": _plain(bundle.effects(selftest).outcome_NK)})
+    _write_json(folder / "selftest.json", {"x_NF": _plain(selftest)} | _numbers(bundle.effects(selftest)))
     return seal(folder)
 
 
 def load(folder: Path) -> Bundle:
     """Verify a bundle, load it, and check that it gives the numbers it gave when it was made. Raises BundleError."""
     folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
-    bundle = _load(folder, verify(folder))
+    version = verify(folder)
     told = json.loads((folder / "features.json").read_text(encoding="utf-8"))
+    if told["format"] != FORMAT:
+        known = f"{told['format']}, this installation reads {FORMAT}"
+        raise BundleError(f"The bundle {folder.name} has format {known}. Install the version that made it, or train again.")
+    try:
+        bundle = _load(folder, version)
+    except ValueError as error:
+        raise BundleError(f"The bundle {folder.name} can't be loaded: its parts do not fit together. Train again.") from error
     if told["catalogue"] != catalogue.digest(bundle.decision.columns):
         raise BundleError(f"The bundle {folder.name} was made with another feature catalogue than this installation has. Train again.")
     selftest = json.loads((folder / "selftest.json").read_text(encoding="utf-8"))
-    found = bundle.effects(_array(selftest["x_NF"])).outcome_NK
-    if not np.allclose(found, _array(selftest["outcome_NK"]), rtol=1e-4, atol=1e-4):
+    found = _numbers(bundle.effects(_array(selftest["x_NF"])))
+    if not all(np.allclose(_array(found[name]), _array(selftest[name]), rtol=1e-4, atol=1e-4) for name in found):
         raise BundleError(
             f"The bundle {folder.name} fails its self-test: this installation gives other numbers. Train again with these versions."
         )
@@ -110,6 +117,15 @@ def _quantile_rows(x_NF: Floats) -> Floats:
     known = [column[~np.isnan(column)] for column in x_NF.T]
     rows = [[float(np.quantile(c, q)) if len(c) else math.nan for c in known] for q in (0.25, 0.5, 0.75)]
     return np.array([*rows, [math.nan] * x_NF.shape[1]])
+
+
+def _numbers(effects: Effects) -> dict[str, list[list[float | None]]]:
+    """Everything that a recommendation is made of: outcomes, uncertainty of their differences, overlap."""
+    return {
+        "outcome_NK": _plain(effects.outcome_NK),
+        "sd_NKK": _plain(effects.sd_NKK.reshape(len(effects.sd_NKK), -1)),
+        "overlap_NK": _plain(effects.overlap_NK),
+    }
 
 
 def _plain(array: Floats) -> list[list[float | None]]:

@@ -149,6 +149,8 @@ def _problems(decision: Decision) -> list[str]:
                 )
         if decision.outcome.kind == "dose" and option.dose_mg_week is None:
             found.append(f"options.{name}|option '{name}' has no dose. A dose decision needs options.{name}.dose_mg_week.")
+        if decision.outcome.kind == "dose" and option.band_mg_week is None:
+            found.append(f"options.{name}|option '{name}' has no band. A dose decision needs options.{name}.band_mg_week.")
     for modality, names in decision.features.items():
         for feature in names:
             if feature not in catalogue.FEATURES:
@@ -160,14 +162,30 @@ def _problems(decision: Decision) -> list[str]:
     found += [
         f"required|required input '{name}' is not among the features. Add it there." for name in decision.required if name not in flat
     ]
-    outcome = decision.outcome
+    return found + _name_problems(decision)
+
+
+def _name_problems(decision: Decision) -> list[str]:
+    """Names that nothing stands behind, and an outcome that lacks a part."""
+    known, outcome, found = concepts(), decision.outcome, []
+    flat = {name for names in decision.features.values() for name in names}
     if outcome.kind == "change" and (outcome.baseline not in flat or outcome.window_days is None or outcome.target_day is None):
         found.append("outcome|a change needs outcome.baseline (one of the features), outcome.window_days and outcome.target_day.")
     if outcome.kind == "dose" and outcome.better != "lower":
         found.append("outcome.better|the outcome of a dose is a distance: it must be 'lower'.")
-    for name in decision.indication.conditions + (outcome.harms.conditions if outcome.harms else ()):
-        if name not in {n for (kind, _), n in known.by_code.items() if kind.startswith("condition/")}:
-            found.append(f"indication.conditions|condition '{name}' is not in concepts.yaml. Add it there with its codes.")
+    conditions = {n for (kind, _), n in known.by_code.items() if kind.startswith("condition/")} | {n for *_, n in known.prefixes}
+    harms = outcome.harms.conditions if outcome.harms else ()
+    for place, names in (("indication.conditions", decision.indication.conditions), ("outcome.harms.conditions", harms)):
+        found += [f"{place}|condition '{n}' is not in concepts.yaml. Add it there with its codes." for n in names if n not in conditions]
+    for name in decision.indication.drugs:
+        if name not in known.drugs:
+            found.append(f"indication.drugs|drug '{name}' is not in concepts.yaml. Add it there with its codes.")
+    for title, reference in decision.references.items():
+        for n, term in enumerate(reference.terms):
+            for feature in (term.feature, *term.when):
+                if feature and feature not in catalogue.FEATURES:
+                    place = f"references.{title}.terms.{n}"
+                    found.append(f"{place}|feature '{feature}' is not in the catalogue. Declare it in features/ or correct its spelling.")
     return found
 
 

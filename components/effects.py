@@ -88,7 +88,8 @@ class Blend:
         stack_JNT = np.stack([predictions[name] for name in self.members])
         if stack_JNT.shape[2] == 1:
             off_JN = stack_JNT[..., 0] - self.target(predictions)[:, 0]
-            return np.sqrt(covariance_NTT[:, 0, 0] + np.einsum("j,jn->n", self.level_J, off_JN**2))[:, None, None] * self.widen
+            disagreement_N = np.einsum("j,jn->n", self.level_J, off_JN**2)
+            return np.sqrt(np.maximum(covariance_NTT[:, 0, 0], 0) + disagreement_N)[:, None, None] * self.widen
         effect_JNK = _centred(stack_JNT, self.constant_K)
         pair_JNKK = effect_JNK[:, :, :, None] - effect_JNK[:, :, None, :]
         mean_NKK = np.einsum("j,jnkl->nkl", self.effect_J, pair_JNKK)

@@ -55,7 +55,8 @@ def evaluate(evidence: Evidence) -> Metrics:
 
 def verdict(metrics: Metrics) -> str:
     """ "pass", or why the model must not be published. One word for a gate, so that no value of it can confuse a comparison."""
-    finite = all(np.isfinite(v) for v in metrics.values() if isinstance(v, float))
+    values = [v for value in metrics.values() for v in (value if isinstance(value, list) else [value])]
+    finite = all(np.isfinite(v) for v in values if isinstance(v, float))
     explained = metrics.get("variance_explained", 0.0)
     return "pass" if finite and explained > 0 else "blocked"
 

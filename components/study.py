@@ -23,6 +23,7 @@ from components.evaluation import Evidence, evaluate
 from components.models.ridge import Ridge
 from components.tensors import Training, training
 from features import store
+from features.errors import ConcordantError
 from features.events import PseudonymKey
 from features.feature import AsOf, Events, Floats, Ints, compute, fact_times
 
@@ -52,10 +53,10 @@ def build(decision: Decision, table: pa.Table, cohort: Cohort, folder: Path) -> 
     return rows, serving
 
 
-def fill_store(decision: Decision, features: Path, folder: Path) -> str:
-    """The Feast store of a study: names for analysts, packed rows for serving."""
+def fill_store(decision: Decision, features: Path, folder: Path, home: str) -> str:
+    """The Feast store of a study: names for analysts, packed rows for serving. `home`: where it will lie, "" for here."""
     rows, serving = store.Rows.read(features / "training.parquet"), store.Rows.read(features / "serving.parquet")
-    store.fill(folder, decision.name, decision.columns, rows, serving)
+    store.fill(folder, decision.name, decision.columns, rows, serving, Path(home) if home else None)
     return f"{len(decision.columns)} features in {len(decision.features)} views, {len(serving):,} patients online"
 
 
@@ -145,4 +146,7 @@ def _truth(decision: Decision, cohort: Cohort, path: str) -> Floats:
     table = pq.read_table(path, columns=["patient_id", *(f"outcome_{name}" for name in decision.option_names)])
     row_of = {key.pseudonym(patient): n for n, patient in enumerate(table["patient_id"].to_pylist())}
     columns = np.stack([np.asarray(table[f"outcome_{name}"]) for name in decision.option_names], axis=1)
+    absent = sum(patient not in row_of for patient in cohort.patient_ids)
+    if absent:
+        raise ConcordantError(f"The truth lacks {absent:,} of {len(cohort):,} patients of the cohort. Give the truth file of this source.")
     return columns[[row_of[patient] for patient in cohort.patient_ids]]

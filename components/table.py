@@ -12,9 +12,10 @@ import pandas as pd
 from components.effects import Blend, Effects, fit
 from components.evaluation import policy_values
 from components.models import ridge, trees
+from components.policy import SMALLEST_OVERLAP
 from components.tensors import Training, folds
 from features.errors import ConcordantError
-from features.feature import Floats
+from features.feature import Floats, Ints
 
 SMALLEST = 60
 LEVELS = 20  # a column of words with more distinct values than this is an identifier, not a feature
@@ -82,7 +83,7 @@ class Estimate:
                     f"low_{pair}": low_NKK[:, a, b],
                     f"high_{pair}": high_NKK[:, a, b],
                 }
-        best_N = (self.sign * self.effects.outcome_NK).argmin(1)
+        best_N = _choice(self.sign, self.effects.outcome_NK, self.effects.overlap_NK)
         columns["recommended"] = [self.options[k] for k in best_N] if self.personalise else [self.best_fixed] * len(best_N)
         return pd.DataFrame(columns)
 
@@ -94,12 +95,13 @@ def estimate(table: pd.DataFrame, option: str, outcome: str, *, lower_is_better:
     scores out of fold, excludes zero. Raises TableError.
     """
     data, encoding, options = _training(table, option, outcome)
+    asked_NF = None if apply is None else encoding.encode(apply)
     models: dict[str, Any] = {"ridge": ridge.fit(data), "trees": trees.fit(data)}
     blend, crossfit = fit(data, {name: _oof(model) for name, model in models.items()})
     sign = 1 if lower_is_better else -1
-    values = policy_values(crossfit.aipw_NK, (sign * crossfit.target_NT).argmin(1), data, sign, "outcome")
+    values = policy_values(crossfit.aipw_NK, _choice(sign, crossfit.target_NT, crossfit.propensity_NK), data, sign, "outcome")
     best = options[values.pop("best_fixed_option")]
-    if apply is None:
+    if asked_NF is None:
         oof = {name: _oof(model) for name, model in models.items()}
         effects = Effects(
             outcome_NK=crossfit.target_NT,
@@ -107,11 +109,16 @@ def estimate(table: pd.DataFrame, option: str, outcome: str, *, lower_is_better:
             overlap_NK=crossfit.propensity_NK,
         )
     else:
-        effects = _apply(blend, models, encoding.encode(apply))
+        effects = _apply(blend, models, asked_NF)
     personalise = values["gain_over_best_fixed_outcome_low"] > 0
     return Estimate(
         options=options, effects=effects, values=values, personalise=personalise, best_fixed=best, dropped=encoding.dropped, sign=sign
     )
+
+
+def _choice(sign: int, outcome_NK: Floats, overlap_NK: Floats) -> Ints:
+    """Best option of each row among those that enough rows like it were given."""
+    return np.where(overlap_NK >= SMALLEST_OVERLAP, sign * outcome_NK, np.inf).argmin(1)
 
 
 def _oof(model: Any) -> Floats:
@@ -142,6 +149,9 @@ def _training(table: pd.DataFrame, option: str, outcome: str) -> tuple[Training,
         raise TableError(f"Column {option!r} has {len(options)} different values; 2 to {LEVELS} options are needed.")
     if seen < SMALLEST:
         raise TableError(f"Column {outcome!r} holds a number in {seen} rows; at least {SMALLEST} are needed.")
+    for name in options:
+        if np.isnan(target_N[(words == name).to_numpy()]).all():
+            raise TableError(f"Option {name!r} of column {option!r} has no outcome in any row. Leave its rows out, or give outcomes.")
     encoding = Encoding.of(table, (option, outcome))
     if not encoding.names():
         raise TableError("The table has no usable column beside option and outcome: give at least one number or word that differs.")

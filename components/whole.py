@@ -35,7 +35,15 @@ def recommend_all(bundle: Bundle, table: pa.Table, patients: Sequence[str], key:
     effects, answers = bundle.advise(rows, time_N)
     dose_N = [None] * len(ids) if effects.dose_N is None else effects.dose_N
     told = zip(patients, time_N, answers, effects.outcome_NK, dose_N, strict=True)
-    return pa.Table.from_pylist([_row(bundle.decision, *entry) for entry in told])
+    return pa.Table.from_pylist([_row(bundle.decision, *entry) for entry in told], schema=_schema(bundle.decision))
+
+
+def _schema(decision: Decision) -> pa.Schema:
+    """Columns and types, whoever is asked: a table of abstentions alone has them as well."""
+    text, number = pa.string(), pa.float64()
+    columns = [("patient_id", text), ("time", text), *((f"outcome_{name}", number) for name in decision.option_names)]
+    columns += [(name, text) for name in ("recommended", "abstained", "equivalent", "excluded", "reasons")]
+    return pa.schema(columns + ([("dose_mg_week", number)] if decision.outcome.kind == "dose" else []))
 
 
 def _asked(events: Events, decision: Decision, ids: tuple[str, ...]) -> Ints:

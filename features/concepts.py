@@ -44,7 +44,7 @@ class Concepts:
         return self.systems.get(url) if url else None
 
     def find(self, kind: str, codings: list[dict[str, Any]]) -> str | None:
-        """Name of the first concept of a kind (`measurement`, `answer`, `condition`, `drug`) that one of several codings stands for."""
+        """Name of the first concept of a kind (`measurement`, `answer`, `drug`) that one of several codings stands for."""
         for coding in codings:
             name = self._of(kind, self.system(coding.get("system")), coding.get("code"))
             if name:
@@ -52,12 +52,19 @@ class Concepts:
         return None
 
     def _of(self, kind: str, system: str | None, code: Any) -> str | None:
-        if system is None or not isinstance(code, str):
-            return None
-        name = self.by_code.get((f"{kind}/{system}", code))
-        if name is None and kind == "condition":
-            name = next((n for s, p, n in self.prefixes if s == system and code.startswith(p)), None)
-        return name
+        return self.by_code.get((f"{kind}/{system}", code)) if system is not None and isinstance(code, str) else None
+
+    def conditions(self, codings: list[dict[str, Any]]) -> tuple[str, ...]:
+        """Every condition that one of several codings stands for: ICD-10-CM E11.649 is type 2 diabetes and hypoglycaemia."""
+        found: dict[str, None] = {}
+        for coding in codings:
+            system, code = self.system(coding.get("system")), coding.get("code")
+            if system is None or not isinstance(code, str):
+                continue
+            exact = self.by_code.get((f"condition/{system}", code))
+            names = [name for s, prefix, name in self.prefixes if s == system and code.startswith(prefix)]
+            found |= dict.fromkeys([exact, *names] if exact else names)
+        return tuple(found)
 
     def read(self, name: str, value: float, unit: str | None) -> Reading:
         """A measured value in our unit.
@@ -119,7 +126,7 @@ def parse(raw: dict[str, Any]) -> Concepts:
         measurements={name: _measurement(name, entry) for name, entry in raw["measurements"].items()},
         levels={name: _levels(entry["levels"]) for name, entry in raw["answers"].items()},
         by_code=by_code,
-        prefixes=tuple(sorted(prefixes, key=lambda entry: -len(entry[1]))),  # the longest prefix is the most specific
+        prefixes=tuple(prefixes),
         systems={url: name for name, urls in raw["systems"].items() for url in urls},
         drugs={name: tuple(codes) for name, codes in raw["drugs"].items()},
         classes={name: tuple(drugs) for name, drugs in raw["classes"].items()},

@@ -152,14 +152,18 @@ class _Resources:
         self.identity: list[int] = []
         self.content: list[int] = []
         self.recorded: list[int] = []
+        self.updated: list[int] = []
+        self.refused: list[bool] = []  # already in quarantine
         self.file: list[str] = []
         self.kind: list[str] = []
         self.line: list[int] = []
 
-    def add(self, identity: int, content: int, recorded: int, line: Line, kind: str) -> int:
+    def add(self, identity: int, content: int, flat: fhir.Flat, refused: bool, line: Line, kind: str) -> int:
         self.identity.append(identity)
         self.content.append(content)
-        self.recorded.append(recorded)
+        self.recorded.append(flat.recorded_us)
+        self.updated.append(flat.updated_us)
+        self.refused.append(refused)
         self.file.append(line.file)
         self.kind.append(kind)
         self.line.append(line.number)
@@ -187,14 +191,18 @@ class Collector:
         problem = flat.problem
         if problem is None and any(self.now_us < fact.recorded_us != UNDATED_US for fact in flat.facts):
             problem = "future"
+        if problem is None and any(fact.concept == "birth_date" and fact.value * 86_400e6 > self.now_us for fact in flat.facts):
+            problem = "future"
         if problem is not None:
             self._refuse(line.file, line.number, kind, problem)
-        if flat.patient is None or (problem is not None and not flat.withdrawn) or not (flat.facts or flat.withdrawn):
-            return
-        text = f"{kind}/{line.resource.get('id', line.number)}"
-        row = self._resources.add(self.key.number(text), self.key.number(str(line.raw)), flat.recorded_us, line, kind)
+        stated = flat.facts if problem is None else []
+        if flat.patient is None or kind not in fhir.READERS or not (stated or flat.withdrawn or flat.recorded_us != NEVER_US):
+            return  # says nothing, and not when: no version of anything
+        text = f"{kind}/{line.resource.get('id') or f'{line.file}:{line.number}'}"
+        content = orjson.dumps(line.resource, option=orjson.OPT_SORT_KEYS).decode()
+        row = self._resources.add(self.key.number(text), self.key.number(content), flat, problem is not None, line, kind)
         pseudonym = self.key.pseudonym(flat.patient)
-        for fact in flat.facts:
+        for fact in stated:
             self._rows.add(pseudonym, fact, row)
 
     def _refuse(self, file: str, number: int, kind: str, reason: str) -> None:
@@ -236,15 +244,17 @@ class Collector:
     def _versions(self) -> tuple[npt.NDArray[np.bool_], Ints]:
         """Which resources to keep (an exact repeat is quarantined), and when each was replaced by a later version of the same id."""
         found = self._resources
-        identity, content, recorded = (np.asarray(c, np.int64) for c in (found.identity, found.content, found.recorded))
+        columns = (found.identity, found.content, found.recorded, found.updated)
+        identity, content, recorded, updated = (np.asarray(c, np.int64) for c in columns)
         keep, superseded = np.ones(len(identity), bool), np.full(len(identity), NEVER_US, np.int64)
-        order = np.lexsort([content, recorded, identity])
+        order = np.lexsort([content, updated, recorded, identity])
         for earlier, later in zip(order[:-1], order[1:], strict=True):
             if identity[earlier] != identity[later]:
                 continue
             if content[earlier] == content[later]:
                 keep[earlier] = False
-                self._refuse(found.file[earlier], found.line[earlier], found.kind[earlier], "repeated")
+                if not found.refused[earlier]:
+                    self._refuse(found.file[earlier], found.line[earlier], found.kind[earlier], "repeated")
             else:
                 undated = recorded[later] == NEVER_US  # withdrawn, it is not said when: then it never held
                 superseded[earlier] = recorded[earlier] if undated else recorded[later]

@@ -96,7 +96,8 @@ class Events:
         time, recorded, superseded = (np.asarray(table[c].cast(pa.int64())) for c in ("time", "recorded", "superseded"))
         value = np.asarray(table["value"], dtype=np.float64)
         source = np.asarray(table["source"].to_pylist() or [], dtype=str)
-        order = np.lexsort([source, recorded, time, self._patient_of, concept])
+        rank = np.argsort(np.argsort(np.asarray(self.codes, dtype=str)))  # ties end alike whatever the order of rows and the key
+        order = np.lexsort([source, rank[code], value, recorded, time, self._patient_of, concept])
         bounds = np.searchsorted(concept[order], np.arange(len(names) + 1))
         columns: list[Any] = [column[order] for column in (self._patient_of, time, recorded, superseded, value, code)]
         self._facts = {name: _Facts(*(column[bounds[n] : bounds[n + 1]] for column in columns)) for n, name in enumerate(names)}
@@ -223,7 +224,10 @@ def slope_per_year(concept: str, within_days: float) -> Callable[[AsOf], Floats]
         off_M = years_M - years_N[known.ask_M]
         spread_N = np.bincount(known.ask_M, off_M * off_M, minlength=size)
         joint_N = np.bincount(known.ask_M, off_M * (known.value_M - value_N[known.ask_M]), minlength=size)
-        enough_N = (known.count() >= 2) & (spread_N > 2 * (15 / YEAR_DAYS) ** 2)
+        first_N, last_N = np.full(size, np.inf), np.full(size, -np.inf)
+        np.minimum.at(first_N, known.ask_M, known.days_ago_M)
+        np.maximum.at(last_N, known.ask_M, known.days_ago_M)
+        enough_N = last_N - first_N > 30
         return np.divide(joint_N, spread_N, out=np.full(size, np.nan), where=enough_N)
 
     return compute
@@ -239,11 +243,13 @@ def count(concept: str, within_days: float) -> Callable[[AsOf], Floats]:
 
 
 def condition(*names: str) -> Callable[[AsOf], Floats]:
-    """1 where the newest statement of any of some conditions affirms it, 0 where the patient has a problem list without it, else NaN."""
+    """1 where the newest statement about one of some conditions affirms it, 0 where the patient has a problem list without, else NaN."""
 
     def compute(at: AsOf) -> Floats:
-        known = at.known(*(f"condition:{name}" for name in names))
-        stated_N = known.pick(known.last_row(), known.value_M)
+        stated_N = np.full(len(at), np.nan)
+        for name in names:
+            known = at.known(f"condition:{name}")
+            stated_N = np.fmax(stated_N, known.pick(known.last_row(), known.value_M))
         listed_N = np.where(at.known("record:condition").count() > 0, 0.0, np.nan)
         return np.where(np.isnan(stated_N), listed_N, stated_N)
 
@@ -251,10 +257,11 @@ def condition(*names: str) -> Callable[[AsOf], Floats]:
 
 
 def years_since(concept: str) -> Callable[[AsOf], Floats]:
-    """Years since the first fact of a concept."""
+    """Years since the first fact of a concept that affirms it."""
 
     def compute(at: AsOf) -> Floats:
         known = at.known(concept)
+        known = known.where(known.value_M != 0)
         days_N = np.full(len(at), np.nan)
         np.fmax.at(days_N, known.ask_M, known.days_ago_M)
         return days_N / YEAR_DAYS

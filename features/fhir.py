@@ -4,6 +4,7 @@ The same `facts` reads a line of a bulk export and a resource of a request. What
 identifiers, narrative) is dropped here: nothing after this file has seen it.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ BEGIN_US = int(datetime(1900, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000  # fact
 NEVER_US = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 UNDATED_US = NEVER_US - 1  # stands in until the whole source is read: an undated fact is known from the source's newest date on
 NAN = float("nan")
+_MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?)?)?", re.ASCII)
 
 Resource = dict[str, Any]
 
@@ -38,7 +40,8 @@ class Flat:
     patient: str | None
     facts: list[Fact]
     problem: str | None = None
-    recorded_us: int = BEGIN_US
+    recorded_us: int = BEGIN_US  # when this version could be known, NEVER_US where it does not say
+    updated_us: int = BEGIN_US  # when the server last wrote it: decides between versions of one date
     withdrawn: bool = False  # entered-in-error or cancelled: an earlier version of the same resource no longer holds
 
 
@@ -68,13 +71,14 @@ def facts(resource: Resource) -> Flat:
         if patient is None:
             raise _Refused("no_patient")
         found = read(resource)
-        recorded = max((fact.recorded_us for fact in found), default=BEGIN_US)
-        return Flat(patient=patient, facts=found, recorded_us=recorded)
+        recorded = max((fact.recorded_us for fact in found), default=_version_time(resource))
+        return Flat(patient=patient, facts=found, recorded_us=recorded, updated_us=_updated(resource))
     except _Refused as reason:
         code = str(reason)
         withdrawn = code in ("status_entered_in_error", "status_cancelled")
-        return Flat(patient=patient, facts=[], problem=code, withdrawn=withdrawn, recorded_us=_version_time(resource))
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError):
+        recorded = _version_time(resource)
+        return Flat(patient=patient, facts=[], problem=code, withdrawn=withdrawn, recorded_us=recorded, updated_us=_updated(resource))
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, ArithmeticError):
         return Flat(patient=patient, facts=[], problem="structure")
 
 
@@ -87,20 +91,32 @@ def reference_id(reference: str) -> str:
 def _patient(resource: Resource) -> str | None:
     if resource["resourceType"] == "Patient":
         found = resource.get("id")
-    else:
-        found = (resource.get("subject") or resource.get("patient") or {}).get("reference")
-    return reference_id(found) if isinstance(found, str) and found else None
+        return found if isinstance(found, str) and found else None
+    reference = (resource.get("subject") or resource.get("patient") or {}).get("reference")
+    if not isinstance(reference, str) or reference.startswith("#"):
+        return None
+    place = reference.split("/_history/")[0].rpartition("/")[0]
+    if place and place.rpartition("/")[2] != "Patient":  # a group, a device, a location
+        return None
+    return reference_id(reference) or None
 
 
 def _version_time(resource: Resource) -> int:
-    """When a withdrawal was made, NEVER_US where it does not say."""
-    for text in (resource.get("issued"), (resource.get("meta") or {}).get("lastUpdated")):
-        if isinstance(text, str):
-            try:
-                return instant(text)
-            except ValueError:
-                continue
-    return NEVER_US
+    """When a version that states no fact was made: the later of its issue and its last update; NEVER_US where it does not say."""
+    made = max(_readable(resource.get("issued"), BEGIN_US), _updated(resource))
+    return made if made > BEGIN_US else NEVER_US
+
+
+def _updated(resource: Resource) -> int:
+    meta = resource.get("meta")
+    return _readable(meta.get("lastUpdated") if isinstance(meta, dict) else None, BEGIN_US)
+
+
+def _readable(text: Any, otherwise: int) -> int:
+    try:
+        return instant(text) if isinstance(text, str) else otherwise
+    except ValueError:
+        return otherwise
 
 
 @lru_cache(maxsize=65536)
@@ -110,17 +126,14 @@ def instant(text: str) -> int:
     A day without an hour begins at 00:00 UTC; a month or a year alone is taken at its end, so that no fact is seen too early.
     Raises ValueError for anything else.
     """
-    if len(text) == 4:
-        moment = datetime(int(text) + 1, 1, 1, tzinfo=UTC) - timedelta(seconds=1)
-    elif len(text) == 7:
-        year, month = int(text[:4]), int(text[5:7])
-        moment = datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC) - timedelta(seconds=1)
+    if not _MOMENT.fullmatch(text):
+        raise ValueError("no FHIR date, dateTime or instant")
+    if len(text) <= 7:
+        first = datetime(int(text[:4]), int(text[5:] or 12), 1, tzinfo=UTC)
+        moment = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1) - timedelta(seconds=1)
     else:
         moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            if len(text) > 10:
-                raise ValueError("a time of day without a zone")
-            moment = moment.replace(tzinfo=UTC)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
@@ -295,14 +308,16 @@ def _read_condition(resource: Resource) -> list[Fact]:
     time_us = _when(resource, "onsetDateTime", "onsetPeriod", "recordedDate") if dated else UNDATED_US
     recorded_us = max(time_us, instant(resource["recordedDate"])) if isinstance(resource.get("recordedDate"), str) else time_us
     found = [Fact("record:condition", time_us, recorded_us, 1.0, "", "")]
-    name = concepts().find("condition", _codings(resource.get("code")))
-    if name:
-        found.append(Fact(f"condition:{name}", time_us, recorded_us, float("refuted" not in verification), "", ""))
-    return found
+    affirmed = float("refuted" not in verification)
+    names = concepts().conditions(_codings(resource.get("code")))
+    return found + [Fact(f"condition:{name}", time_us, recorded_us, affirmed, "", "") for name in names]
 
 
 _REQUESTED = frozenset({"active", "completed", "stopped", "on-hold", "ended"})
 _ORDERED = frozenset({"order", "original-order", "reflex-order", "filler-order", "instance-order"})
+_MOST_MG_WEEK = 100_000.0  # of any drug that we name; metformin reaches 21,000
+_MOST_DAYS = 3653.0
+_UNIT_DAYS = {"d": 1.0, "wk": 7.0, "mo": 30.4375}
 _WEEKS = {"wk": 1.0, "d": 1 / 7, "mo": 30.4375 / 7, "h": 1 / 168}
 
 
@@ -318,9 +333,9 @@ def _read_request(resource: Resource) -> list[Fact]:
     dose = _weekly_mg(resource)
     if dose is not None:
         found.append(Fact(f"dose:{drug}", time_us, time_us, dose, "", "mg/wk"))
-    supply = ((resource.get("dispenseRequest") or {}).get("expectedSupplyDuration") or {}).get("value")
-    if isinstance(supply, (int, float)):
-        found.append(Fact(f"supply:{drug}", time_us, time_us, float(supply), "", "d"))
+    days = _days((resource.get("dispenseRequest") or {}).get("expectedSupplyDuration") or {})
+    if days is not None:
+        found.append(Fact(f"supply:{drug}", time_us, time_us, days, "", "d"))
     return found
 
 
@@ -330,7 +345,8 @@ def _read_statement(resource: Resource) -> list[Fact]:
     if drug is None:
         return []
     time_us = _when(resource, "effectiveDateTime", "effectivePeriod", "dateAsserted")
-    return [Fact(f"takes:{drug}", time_us, time_us, float(resource["status"] in ("active", "completed")), "", "")]
+    recorded_us = max(time_us, _readable(resource.get("dateAsserted"), time_us))
+    return [Fact(f"takes:{drug}", time_us, recorded_us, float(resource["status"] in ("active", "completed")), "", "")]
 
 
 def _drug(resource: Resource) -> str | None:
@@ -342,15 +358,32 @@ def _drug(resource: Resource) -> str | None:
     return concepts().find("drug", _codings(concept))
 
 
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _days(duration: Resource) -> float | None:
+    """Days of a Duration, None where it has no unit that we know or is not positive."""
+    value, unit = _number(duration.get("value")), _UNIT_DAYS.get(str(duration.get("code")))
+    days = value * unit if value is not None and unit is not None else None
+    return days if days is not None and 0 < days <= _MOST_DAYS else None
+
+
 def _weekly_mg(resource: Resource) -> float | None:
-    """Weekly dose in mg where the first dosage instruction states an amount in mg and how often."""
-    instruction = (resource.get("dosageInstruction") or [{}])[0]
+    """Weekly dose in mg where the only dosage instruction states an amount in mg and how often, on every day alike."""
+    instructions = resource.get("dosageInstruction") or []
+    if len(instructions) != 1:
+        return None
+    instruction = instructions[0]
     rates = instruction.get("doseAndRate") or [{}]
     dose, repeat = rates[0].get("doseQuantity") or {}, (instruction.get("timing") or {}).get("repeat") or {}
     weeks = _WEEKS.get(str(repeat.get("periodUnit")))
-    if weeks is None or (dose.get("code") or dose.get("unit")) != "mg" or not isinstance(dose.get("value"), (int, float)):
+    value, period, frequency = _number(dose.get("value")), _number(repeat.get("period")), _number(repeat.get("frequency", 1))
+    in_mg = (dose.get("code") or dose.get("unit")) == "mg"
+    if not in_mg or not weeks or not value or not period or not frequency or repeat.get("dayOfWeek"):
         return None
-    return float(dose["value"]) * float(repeat.get("frequency", 1)) / (float(repeat["period"]) * weeks)
+    mg_week = value * frequency / (period * weeks)
+    return mg_week if 0 < mg_week <= _MOST_MG_WEEK else None
 
 
 def _read_encounter(resource: Resource) -> list[Fact]:

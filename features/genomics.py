@@ -18,10 +18,17 @@ def _variant(name: str, rsid: str, meaning: str) -> Feature:
     )
 
 
+def _copies(diplotype: str, stars: tuple[str, ...]) -> float:
+    """Copies of some star alleles; NaN unless both alleles were called."""
+    alleles = [allele.strip() for allele in diplotype.split("/")]
+    called = all(allele[:1] == "*" and allele[1:2].isdigit() for allele in alleles)
+    return float(sum(allele in stars for allele in alleles)) if called else float("nan")
+
+
 def _alleles(gene: str, *stars: str) -> Callable[[AsOf], Floats]:
     def compute(at: AsOf) -> Floats:
         known = at.known(f"diplotype:{gene}")
-        copies_M = np.array([float(sum(allele in stars for allele in text.split("/"))) for text in at.text(known)], np.float64)
+        copies_M = np.array([_copies(text, stars) for text in at.text(known)], np.float64)
         return known.pick(known.last_row(), copies_M)
 
     return compute

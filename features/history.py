@@ -111,6 +111,7 @@ FEATURES: tuple[Feature, ...] = (
         meaning="Trend of HbA1c over three years",
         concepts=("hba1c",),
         compute=slope_per_year("hba1c", 1096),
+        valid_days=1096,
     ),
     _lab("bmi_kg_m2", "bmi", "Newest body mass index", 365),
     _lab("weight_kg", "weight", "Newest body weight", 365),
@@ -137,6 +138,7 @@ FEATURES: tuple[Feature, ...] = (
         meaning="Days of metformin supplied a day passed, over two years: adherence as supply shows it",
         concepts=("supply:metformin",),
         compute=_supply_coverage,
+        valid_days=730,
     ),
     Feature(
         name="encounters_year",

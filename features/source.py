@@ -1,6 +1,7 @@
 """A source of FHIR R4: a folder or URL of NDJSON files or Bundles, line by line. A broken line is told, never lost."""
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def lines(path: str) -> Iterator[Line]:
                 number += 1
                 if raw.strip():
                     yield _line(name, number, raw)
-        except (EOFError, OSError):  # a gzip stream that ends early
+        except (EOFError, OSError, zlib.error):  # a gzip stream that ends early or is damaged
             yield Line(name, number + 1, None, "file_truncated", b"")
 
 
@@ -93,15 +94,39 @@ def _bundle(name: str, raw: bytes) -> Iterator[Line]:
     if first.resource is None or first.resource["resourceType"] != "Bundle":
         yield first
         return
-    for number, resource in enumerate(entries(first.resource), 1):
-        yield Line(name, number, resource, None, orjson.dumps(resource))
+    for number, resource in enumerate(_entries(first.resource), 1):
+        yield Line(name, number, resource, None if resource else "not_a_resource", orjson.dumps(resource))
 
 
 def entries(bundle: Resource) -> Iterator[Resource]:
-    """Resources of a Bundle; one without an id takes it from its entry's fullUrl."""
-    for entry in bundle.get("entry", []):
-        resource = entry.get("resource")
-        if isinstance(resource, dict) and isinstance(resource.get("resourceType"), str):
-            if "id" not in resource and isinstance(entry.get("fullUrl"), str):
-                resource = {**resource, "id": reference_id(entry["fullUrl"])}
-            yield resource
+    """Resources of a Bundle; one without an id takes it from its entry's fullUrl, and a subject named by fullUrl is named by its id."""
+    return (resource for resource in _entries(bundle) if resource)
+
+
+def _entries(bundle: Resource) -> Iterator[Resource | None]:
+    """As `entries`, with None for each entry that holds no resource although it should."""
+    found = bundle.get("entry")
+    whole: list[Any] = found if isinstance(found, list) else [] if found is None else [found]
+    named: dict[str, str] = {}
+    for entry in whole:
+        resource = entry.get("resource") if isinstance(entry, dict) else None
+        if isinstance(resource, dict) and isinstance(resource.get("id"), str) and isinstance(entry.get("fullUrl"), str):
+            named[entry["fullUrl"]] = f"{resource.get('resourceType')}/{resource['id']}"
+    for entry in whole:
+        if isinstance(entry, dict) and "resource" not in entry:
+            continue  # the response to a deletion, a link
+        resource = entry.get("resource") if isinstance(entry, dict) else None
+        if not isinstance(resource, dict) or not isinstance(resource.get("resourceType"), str):
+            yield None
+            continue
+        if "id" not in resource and isinstance(entry.get("fullUrl"), str):
+            resource = {**resource, "id": reference_id(entry["fullUrl"])}
+        yield _renamed(resource, named)
+
+
+def _renamed(resource: Resource, named: dict[str, str]) -> Resource:
+    for field in ("subject", "patient"):
+        whom = resource.get(field)
+        if isinstance(whom, dict) and isinstance(whom.get("reference"), str) and whom["reference"] in named:
+            resource = {**resource, field: {**whom, "reference": named[whom["reference"]]}}
+    return resource

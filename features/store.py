@@ -58,13 +58,13 @@ class Rows:
         }
         columns |= {"values": _lists(self.x_NF, pa.float64()), "fact_times": _lists(self.fact_NF, pa.int64())}
         columns |= {"time_us": pa.array(self.time_N), "created": columns["event_timestamp"]}
-        pq.write_table(pa.table(columns), path)
+        pq.write_table(pa.table(columns).replace_schema_metadata({"features": str(self.x_NF.shape[1])}), path)
 
     @classmethod
     def read(cls, path: Path) -> "Rows":
         """The rows that `write` wrote."""
         table = pq.read_table(path)
-        width = len(table["values"][0]) if table.num_rows else 0
+        width = int(table.schema.metadata[b"features"])
         flat = [np.asarray(table[name].combine_chunks().flatten()).reshape(-1, width) for name in ("values", "fact_times")]
         time_N = np.asarray(table["event_timestamp"].cast(pa.int64()))
         ids, outside = table["patient_id"].to_pylist(), table["outside"].to_pylist()
@@ -90,19 +90,29 @@ def aged(features: Sequence[Feature], x_NF: Floats, fact_NF: Ints, now_N: Ints) 
 # --------------------------------------------------------------------------------------------------------------------- what Feast sees
 
 
-def fill(folder: Path, decision: str, features: Sequence[Feature], training: Rows, serving: Rows) -> None:
-    """Make a store: offline files by modality, the registry, and the online rows of `serving`."""
+def fill(folder: Path, decision: str, features: Sequence[Feature], training: Rows, serving: Rows, home: Path | None = None) -> None:
+    """Make a store: offline files by modality, the registry, and the online rows of `serving`.
+
+    `home` is where the folder will lie in the end, because Feast's registry holds absolute paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("registry.db", "online.db"):  # whoever is no longer in the records is no longer in the store
+        (folder / name).unlink(missing_ok=True)
     told = {"decision": decision, "columns": [f.name for f in features], "catalogue": catalogue.digest(features)}
     for modality in MODALITIES:
         _write_modality(folder / f"{modality}.parquet", modality, features, (training, serving))
     serving.write(folder / f"{PACKED}.parquet")
     (folder / "store.json").write_text(json.dumps(told), encoding="utf-8")
-    store = _feast(folder)
-    patient, *views, service = definitions(folder)
-    store.apply([patient, *views, service])
+    store = register(folder, home)
     if len(serving):
         store.write_to_online_store(PACKED, _frame(serving))
+
+
+def register(folder: Path, home: Path | None = None) -> Any:
+    """Write Feast's registry of a store for the place where it lies, or will lie: to be called again after a store was moved."""
+    store = _feast(folder)
+    store.apply(list(definitions(folder, home)))
+    return store
 
 
 def _write_modality(path: Path, modality: str, features: Sequence[Feature], parts: Sequence[Rows]) -> None:
@@ -122,7 +132,7 @@ def _frame(rows: Rows) -> Any:
     return pd.DataFrame(columns | {"fact_times": list(rows.fact_NF), "outside": list(rows.outside), "time_us": rows.time_N})
 
 
-def definitions(folder: Path) -> tuple[Any, ...]:
+def definitions(folder: Path, home: Path | None = None) -> tuple[Any, ...]:
     """Feast's objects, derived from the catalogue: entity, a view a modality, the packed view, the decision's service."""
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
     from feast.types import Array, Float64, Int64, String
@@ -134,7 +144,7 @@ def definitions(folder: Path) -> tuple[Any, ...]:
     def view(name: str, schema: list[Any], description: str, online: bool) -> Any:
         source = FileSource(
             name=f"{name}_file",
-            path=f"{name}.parquet",  # within the store folder, so that a store can be moved
+            path=str((home or folder).resolve() / f"{name}.parquet"),
             timestamp_field="event_timestamp",
             created_timestamp_column="created",
         )
@@ -178,12 +188,17 @@ class OnlineRows:
 
     def __init__(self, folder: Path) -> None:
         for name in ("registry.db", "online.db", "store.json"):
-            if not (folder / name).is_file():
+            if not (folder / name).is_file() or (folder / name).stat().st_size == 0:
                 raise StoreError(f"The feature store {folder} has no {name}. Run the pipeline again: an empty store is never made up.")
-        told = json.loads((folder / "store.json").read_text(encoding="utf-8"))
-        self.features = catalogue.select(told["columns"])
-        if told["catalogue"] != catalogue.digest(self.features):
+        try:
+            told = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+            names, written = [str(name) for name in told["columns"]], told["catalogue"]
+        except (ValueError, TypeError, KeyError):
+            raise StoreError(f"The feature store {folder} has an unreadable store.json. Run the pipeline again.") from None
+        known = all(name in catalogue.FEATURES for name in names)
+        if not known or written != catalogue.digest(catalogue.select(names)):
             raise StoreError("The feature store was written with another feature catalogue. Run the pipeline again.")
+        self.features = catalogue.select(names)
         self._folder = folder
 
     @cached_property
@@ -196,6 +211,9 @@ class OnlineRows:
 
     def read(self, patient_ids: Sequence[str]) -> tuple[Rows, tuple[bool, ...]]:
         """Rows of some patients and which of them were found; a row that was not found is all NaN. Rows in = rows out, in order."""
+        if not patient_ids:
+            nothing = np.zeros((0, len(self.features)))
+            return Rows(patient_ids=(), time_N=np.zeros(0, np.int64), x_NF=nothing, fact_NF=nothing.astype(np.int64), outside=()), ()
         entities = [{"patient_id": patient} for patient in patient_ids]
         found = self._store.get_online_features(features=self._view, entity_rows=entities, full_feature_names=False)
         columns = found.to_dict()

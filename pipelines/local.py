@@ -127,6 +127,7 @@ def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Call
         log.path.unlink(missing_ok=True)
         os.environ["CONCORDANT_CACHE"] = str((workspace.root / "cache").resolve())
         os.environ["CONCORDANT_KEY_FILE"] = str(workspace.key_file.resolve())
+        os.environ["CONCORDANT_STORE"] = str((folder / "store").resolve())
         os.environ["CONCORDANT_RUN_PID"] = str(os.getpid())
         os.environ["PYTHONSAFEPATH"] = "1"  # a stranger's `features` folder in the working directory must not shadow ours
         _execute(folder, log, {"decision": text, "source": source, "truth": truth})

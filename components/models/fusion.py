@@ -60,7 +60,7 @@ class Network(nn.Module):
         self.encode = nn.ModuleList(
             [nn.Sequential(_Dense(members, 2 * w, size), nn.SiLU(), drop, _Dense(members, size, size)) for w in widths]
         )
-        self.absent = nn.Parameter(torch.zeros(len(widths), members, 1, size))
+        self.absent = nn.Parameter(torch.zeros(members, len(widths), 1, size))
         self.gate = _Dense(members, size * len(widths), len(widths), gain=0.1)
         self.trunk = nn.Sequential(_Dense(members, size, size), nn.SiLU(), drop)
         self.prognosis = _Dense(members, size, 1, gain=0.3)
@@ -76,7 +76,7 @@ class Network(nn.Module):
         tokens = []
         for m, (encoder, x) in enumerate(zip(self.encode, inputs, strict=True)):
             token = encoder(x.unsqueeze(0).expand(self.members, -1, -1))
-            tokens.append(torch.where(present[m][None, :, None], token, self.absent[m]))
+            tokens.append(torch.where(present[m][None, :, None], token, self.absent[:, m]))
         gate = torch.softmax(self.gate(torch.cat(tokens, dim=-1)), dim=-1)
         fused = sum(gate[..., m : m + 1] * token for m, token in enumerate(tokens)) * len(tokens)
         shared = self.trunk(fused)
@@ -94,8 +94,8 @@ class Fusion:
     scaler: Scaler
     options: int
     targets: int
-    center: float
-    spread: float
+    center_E: Floats  # of the outcomes that each member learned from
+    spread_E: Floats
     settings: Settings
     oof_NT: Floats | None = None
 
@@ -104,7 +104,7 @@ class Fusion:
         given, present = inputs(self.scaler, x_NF)
         with torch.inference_mode():
             predicted, _, _ = self.network(given, present.T)
-        return np.asarray(predicted.double().numpy() * self.spread + self.center)
+        return np.asarray(predicted.double().numpy() * self.spread_E[:, None, None] + self.center_E[:, None, None])
 
     def predict(self, x_NF: Floats) -> Floats:
         """Expected target under each option, mean of the members."""
@@ -114,8 +114,9 @@ class Fusion:
         """`fusion.safetensors` and `fusion.json`."""
         tensors = {f"network.{name}": tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         tensors |= {"center_F": torch.from_numpy(self.scaler.center_F), "spread_F": torch.from_numpy(self.scaler.spread_F)}
+        tensors |= {"center_E": torch.from_numpy(self.center_E), "spread_E": torch.from_numpy(self.spread_E)}
         save_file(tensors, folder / "fusion.safetensors")
-        told: dict[str, Any] = {"options": self.options, "targets": self.targets, "center": self.center, "spread": self.spread}
+        told: dict[str, Any] = {"options": self.options, "targets": self.targets}
         told |= {"modality_F": self.scaler.modality_F, "settings": asdict(self.settings)}
         (folder / "fusion.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -133,8 +134,8 @@ class Fusion:
             scaler=scaler,
             options=told["options"],
             targets=told["targets"],
-            center=told["center"],
-            spread=told["spread"],
+            center_E=tensors["center_E"].numpy().copy(),
+            spread_E=tensors["spread_E"].numpy().copy(),
             settings=settings,
         )
 

@@ -60,7 +60,7 @@ class Trees:
         return cls(names=names, options=options, targets=targets, boosters=boosters)
 
 
-def fit(training: Training, *, threads: int = 2) -> Trees:
+def fit(training: Training, *, threads: int = 1) -> Trees:
     """A booster for every fold, each fitted without it, and its predictions for it."""
     import xgboost
 

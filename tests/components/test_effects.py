@@ -234,6 +234,11 @@ def test_a_covariance_that_rounding_made_negative_gives_no_nan(fitted: tuple[Ble
     assert np.isfinite(fitted[0].spread(OOF, slightly)).all()
 
 
+def test_a_variance_of_a_dose_that_rounding_made_negative_gives_no_nan() -> None:
+    one = Blend(members=("a",), level_J=np.ones(1), effect_J=np.zeros(0), constant_K=np.zeros(0), residual_Q=np.zeros(1))
+    assert np.isfinite(one.spread({"a": np.full((1, 1), 6.0)}, np.full((1, 1, 1), -1e-12))).all()
+
+
 # ---------------------------------------------------------------------------------------------------------------------------- dose finding
 
 

@@ -9,7 +9,6 @@ import yaml
 from conftest import CANARY, WholeRun
 
 import components.steps
-
 from pipelines.local import STEPS
 
 

@@ -1,0 +1,140 @@
+"""The line's speed in ratios, in one run on one machine: `make benchmarks` writes RESULTS.md.
+
+Absolute times are not asserted on; every figure stands beside a peer or a limit that was measured in the same run.
+"""
+
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from components import decision as decisions
+from components.study import rows_at
+from features import events, fhir, source, store
+from features.events import PseudonymKey
+from features.feature import Events
+from pipelines.simulate import World, simulate
+
+PATIENTS = 4000
+KEY = PseudonymKey(b"benchmark-benchmark-benchmark-00")
+
+
+def seconds(work: Callable[[], Any], repeat: int = 3) -> float:
+    """The fastest of a few runs."""
+    best = float("inf")
+    for _ in range(repeat):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [f"## {title}", "", "| " + " | ".join(columns) + " |", "| " + " | ".join("---" for _ in columns) + " |"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+def ingest(export: Path) -> str:
+    """Reading a simulated export, beside its floors and beside fhir.resources."""
+    from fhir.resources.R4B import get_fhir_model_class
+
+    files = sorted(export.glob("*.ndjson"))
+    size = sum(path.stat().st_size for path in files) / 1e6
+    lines = [line for path in files for line in path.read_bytes().splitlines()]
+    sample = [orjson.loads(line) for line in lines[:: max(len(lines) // 4000, 1)]]
+    share = sum(len(orjson.dumps(resource)) for resource in sample) / 1e6
+
+    def stated(folder: Path) -> None:
+        for path in source.files(str(folder)):
+            for line in source.lines(path):
+                if line.resource:
+                    fhir.facts(line.resource)
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            events.ingest(str(export), Path(folder), KEY)
+
+    measured = {
+        "read bytes": size / seconds(lambda: [path.read_bytes() for path in files]),
+        "orjson parse alone": size / seconds(lambda: [orjson.loads(line) for line in lines], 1),
+        "parse and state facts (`source.lines`, `fhir.facts`)": size
+        / seconds(
+            lambda: [fhir.facts(line.resource) for path in source.files(str(export)) for line in source.lines(path) if line.resource], 1
+        ),
+        "**ingest: units, ranges, status, quarantine, pseudonyms, Parquet**": size / seconds(whole, 1),
+        "fhir.resources R4B validation (sample)": share
+        / seconds(lambda: [get_fhir_model_class(r["resourceType"]).model_validate(r) for r in sample], 1),
+    }
+    ours = measured["**ingest: units, ranges, status, quarantine, pseudonyms, Parquet**"]
+    rows = [(name, f"{speed:,.0f}", f"{ours / speed:.2f}") for name, speed in measured.items()]
+    return table(f"Ingest of {size:,.0f} MB, {len(lines):,} resources, one process", ("what", "MB/s", "ingest is times as fast"), rows)
+
+
+def features(export: Path) -> str:
+    """The training join and the online read, beside Feast's own join of the same rows and its scalar reads."""
+    decision = decisions.load("glucose_lowering")
+    with tempfile.TemporaryDirectory() as folder:
+        events.ingest(str(export), Path(folder), KEY)
+        known = Events(events.read(Path(folder)))
+        ids = tuple(known.patients)
+        time_N = np.full(len(ids), known.newest_us)
+        ours = seconds(lambda: rows_at(decision, known, ids, time_N))
+        one = seconds(lambda: rows_at(decision, known, ids[:1], time_N[:1]), 20)
+        rows = rows_at(decision, known, ids, time_N)
+        target = Path(folder) / "store"
+        began = time.perf_counter()
+        store.fill(target, decision.name, decision.columns, rows, rows)
+        filled = time.perf_counter() - began
+        feast = store._feast(target)
+        entities = store._frame(rows)[["patient_id", "event_timestamp"]]
+        service = feast.get_feature_service(decision.name)
+        join = seconds(lambda: feast.get_historical_features(entity_df=entities, features=service).to_df(), 1)
+        online = store.OnlineRows(target)
+        online.read(ids[:1])
+        reads = sorted(seconds(lambda n=n: online.read(ids[n : n + 1]), 1) for n in range(400))
+        told = [
+            (
+                f"our as-of join, {len(ids):,} rows x {len(decision.columns)} features from events",
+                f"{ours * 1e3:,.1f} ms",
+                f"{join / ours:,.0f}",
+            ),
+            ("Feast's DuckDB join of the same rows, already computed", f"{join * 1e3:,.0f} ms", "1"),
+            ("one patient's row from the events in memory", f"{one * 1e3:.2f} ms", "-"),
+            ("online read of the packed row, p50", f"{reads[200] * 1e3:.2f} ms", "-"),
+            ("online read of the packed row, p99", f"{reads[396] * 1e3:.2f} ms", "-"),
+            (f"fill the Feast store: registry, files, {len(ids):,} online rows", f"{filled:.1f} s", "-"),
+        ]
+    return table("Features", ("what", "time", "times as fast as Feast's join"), told)
+
+
+def main() -> None:
+    """Measure and write."""
+    warnings.simplefilter("ignore")
+    place = Path(tempfile.mkdtemp())
+    try:
+        export = place / "export"
+        began = time.perf_counter()
+        simulate(World(patients=PATIENTS), export)
+        size = sum(path.stat().st_size for path in export.glob("*.ndjson")) / 1e6
+        speed = size / (time.perf_counter() - began)
+        made = f"The export is simulated: {PATIENTS:,} patients, {size:,.0f} MB, written at {speed:,.0f} MB/s.\n"
+        where = f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}"
+        head = f"# Results\n\nMade by `make benchmarks` on {where}.\n"
+        text = "\n".join([head, made, ingest(export), features(export)])
+    finally:
+        shutil.rmtree(place)
+    Path(__file__).with_name("RESULTS.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
