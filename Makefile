@@ -44,7 +44,7 @@ layers: .venv/dev
 
 tests: .venv/dev
 	@echo "tests: the fast ones, then the slow ones" && $(BIN)/pytest -q -m "not slow"
-	@$(BIN)/pytest -q -m slow --numprocesses 2 --dist loadfile
+	@$(BIN)/pytest -q -m slow --numprocesses 2 --dist loadgroup
 
 benchmarks: .venv/dev ## write tests/benchmarks/RESULTS.md
 	@$(BIN)/python tests/benchmarks/line.py

@@ -6,7 +6,9 @@ safetensors and XGBoost UBJ only. Axis suffixes: N patients, F features, K optio
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from components.models.fusion import Fusion
 from components.models.ridge import Ridge
 from components.models.trees import Trees
 from components.policy import Recommendation, inputs, recommend
+from components.record import facts
+from components.rules import RuleSet
+from components.rules import load as load_rules
+from components.safety import Facts, Safety, check, evaluate
 from features import catalogue
 from features.feature import Floats, Ints
 from features.store import Rows, aged
@@ -37,6 +43,7 @@ class Bundle:
     ridge: Ridge
     trees: Trees
     fusion: Fusion
+    rules: RuleSet  # ships with the installation, not with the model: a new label must not wait for a new training
     version: str
     metrics: dict[str, Any]
 
@@ -49,7 +56,14 @@ class Bundle:
         """Effects and recommendations of rows as they may be used at `now_N`: what is stale by then does not reach the model."""
         x_NF, stale = aged(self.decision.columns, rows.x_NF, rows.fact_NF, now_N)
         effects = self.effects(x_NF)
-        return effects, recommend(self.decision, effects, inputs(self.decision, x_NF, stale, rows.outside))
+        safety = self.safety(rows.record, now_N)
+        return effects, recommend(self.decision, effects, inputs(self.decision, x_NF, stale, rows.outside), safety)
+
+    def safety(self, records: Sequence[str], now_N: Ints) -> list[Safety]:
+        """What the rules say of each record (JSON of a snapshot) at its time. Nothing on record is nothing known, never "nothing wrong"."""
+        today = datetime.now(UTC).date()
+        told = [facts(json.loads(record), int(now)) if record else Facts() for record, now in zip(records, now_N, strict=True)]
+        return [evaluate(self.rules, each, self.decision, today) for each in told]
 
 
 def write(folder: Path, decision_text: str, models: dict[str, Path], blend: Blend, x_NF: Floats, metrics: dict[str, Any]) -> str:
@@ -107,9 +121,21 @@ def _load(folder: Path, version: str) -> Bundle:
         ridge=Ridge.load(folder / "ridge"),
         trees=Trees.load(folder / "trees", names, len(decision.options), decision.targets),
         fusion=Fusion.load(folder / "fusion"),
+        rules=_rules(),
         version=version,
         metrics=json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
     )
+
+
+def _rules() -> RuleSet:
+    """The safety rules of this installation. Raises BundleError where a rule does not do what its own cases say."""
+    rules = load_rules()
+    wrong = check(rules)
+    if wrong:
+        raise BundleError(
+            f"The safety rules fail {len(wrong)} of their own cases, first: {wrong[0]}. Mend the rule before anything is served."
+        )
+    return rules
 
 
 def _quantile_rows(x_NF: Floats) -> Floats:

@@ -4,7 +4,7 @@ Axis suffixes: N patients, K options.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from components.decision import Decision
 from components.effects import LEVEL, Effects
+from components.safety import OptionSafety, Safety
 from features.feature import Floats
 
 Mask = npt.NDArray[np.bool_]
@@ -28,6 +29,9 @@ class Abstain(StrEnum):
     LOW_OVERLAP = "LOW_OVERLAP"
     EQUIPOISE = "EQUIPOISE"
     NO_PERMITTED_OPTION = "NO_PERMITTED_OPTION"
+    UNIT_UNKNOWN = "UNIT_UNKNOWN"
+    IMPLAUSIBLE_INPUT = "IMPLAUSIBLE_INPUT"
+    RULESET_EXPIRED = "RULESET_EXPIRED"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +49,28 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """An option that is not offered, and why."""
+    """An option that is not offered, and why: BLOCKED by a rule, or the code of what keeps it from being cleared or compared."""
 
     option: str
     label: str
     code: str
     reason: str
+    source: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a rule says about an option that is offered, or about the patient where `option` is None.
+
+    `reviewed`: its threshold was compared with its source.
+    """
+
+    option: str | None
+    kind: str
+    text: str
+    rule_id: str | None
+    source: str | None
+    reviewed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +88,9 @@ class Recommendation:
     abstained: Abstain | None
     reasons: tuple[str, ...]
     dose_mg_week: float | None = None
+    scored: bool = True  # False where the inputs allow no score at all
+    notes: tuple[Note, ...] = ()
+    ruleset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +102,27 @@ class Inputs:
     outside: str | None = None  # why the decision is not about this patient
 
 
-def recommend(decision: Decision, effects: Effects, known: Sequence[Inputs]) -> list[Recommendation]:
-    """A recommendation for each of N patients. An input that is missing, stale or outside comes before every score."""
+def recommend(
+    decision: Decision, effects: Effects, known: Sequence[Inputs], safety: Sequence[Safety] | None = None
+) -> list[Recommendation]:
+    """A recommendation for each of N patients.
+
+    What is missing, stale or outside comes before every score, and the rules of `safety` come before every ranking: a blocked option never
+    reappears, and no score unblocks one. Without `safety` the answers are the model's alone, for evaluation only.
+    """
     low_NKK, high_NKK = effects.interval()
     surely_NKK = _surely_worse(decision, effects)
     answers = []
     for n, state in enumerate(known):
-        code, reason = _refusal(decision, state)
+        told = safety[n] if safety is not None else None
+        code, reason = _refusal(decision, state, told)
         if code is not None:
-            answers.append(Recommendation(recommended=None, ranked=(), equivalent=(), excluded=(), abstained=code, reasons=(reason,)))
+            answer = Recommendation(
+                recommended=None, ranked=(), equivalent=(), excluded=(), abstained=code, reasons=(reason,), scored=False
+            )
         else:
-            answers.append(_rank(decision, effects, n, (low_NKK[n], high_NKK[n], surely_NKK[n])))
+            answer = _rank(decision, effects, n, (low_NKK[n], high_NKK[n], surely_NKK[n]), told)
+        answers.append(answer if told is None else replace(answer, notes=_notes(answer, told), ruleset=told.ruleset))
     return answers
 
 
@@ -114,7 +147,9 @@ def inputs(decision: Decision, x_NF: Floats, stale: Sequence[tuple[str, ...]], o
     return answers
 
 
-def _refusal(decision: Decision, known: Inputs) -> tuple[Abstain | None, str]:
+def _refusal(decision: Decision, known: Inputs, safety: Safety | None) -> tuple[Abstain | None, str]:
+    if safety is not None and safety.expired:
+        return Abstain.RULESET_EXPIRED, f"Safety rules have expired: {', '.join(safety.expired[:3])}. Install a current rule set."
     if known.outside:
         return Abstain.OUT_OF_POPULATION, f"{decision.title} does not apply: {known.outside}."
     if known.missing:
@@ -124,33 +159,84 @@ def _refusal(decision: Decision, known: Inputs) -> tuple[Abstain | None, str]:
     return None, ""
 
 
-def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Floats, Mask]) -> Recommendation:
+def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Floats, Mask], safety: Safety | None) -> Recommendation:
     """The answer for row n; `pairs` are the bounds of every difference and which option is surely worse than which, K by K."""
-    names, options = decision.option_names, decision.options
+    names = decision.option_names
     sign = 1.0 if decision.outcome.better == "lower" else -1.0
-    supported = [k for k in range(len(names)) if effects.overlap_NK[n, k] >= SMALLEST_OVERLAP]
-    excluded = tuple(_unsupported(names[k], options[names[k]].label) for k in range(len(names)) if k not in supported)
-    dose = None if effects.dose_N is None else float(effects.dose_N[n])
-    if len(supported) < 2:
-        reasons: tuple[str, ...] = ("Too few comparable patients were given these options to compare them.",)
-        code: Abstain | None = Abstain.LOW_OVERLAP
-        ranked: tuple[Expected, ...] = ()
-        equivalent: tuple[str, ...] = ()
+    unsafe = {} if safety is None else {entry.option: entry for entry in safety.options if entry.state != "permitted"}
+    permitted = [k for k, name in enumerate(names) if name not in unsafe]
+    supported = [k for k in permitted if effects.overlap_NK[n, k] >= SMALLEST_OVERLAP]
+    excluded = [_unsafe(decision, entry) for entry in unsafe.values()]
+    excluded += [_unsupported(names[k], decision.options[names[k]].label) for k in permitted if k not in supported]
+    preferred = {option for option, _ in safety.preferred} if safety is not None else set()
+    ranked: tuple[Expected, ...] = ()
+    equivalent: tuple[str, ...] = ()
+    if not permitted:
+        code, reasons = _nothing_permitted(list(unsafe.values()))
+    elif len(supported) < min(2, len(permitted)):
+        code, reasons = Abstain.LOW_OVERLAP, ("Too few comparable patients were given these options to compare them.",)
     else:
-        order = sorted(supported, key=lambda k: (sign * effects.outcome_NK[n, k], k))
+        order = sorted(supported, key=lambda k: (names[k] not in preferred, sign * effects.outcome_NK[n, k], k))
+        first = [k for k in order if names[k] in preferred] or order  # a guideline's choice stands before any score
         ranked = tuple(_expected(decision, effects, n, k, order[0], pairs) for k in order)
-        equivalent = tuple(names[k] for k in order if not pairs[2][k, order[0]])
+        equivalent = tuple(names[k] for k in first if not pairs[2][k, order[0]])
         code = None if len(equivalent) == 1 else Abstain.EQUIPOISE
-        reasons = _reasons(decision, ranked, equivalent)
+        reasons = _reasons(decision, ranked, equivalent) + _guideline(safety, names[order[0]])
     return Recommendation(
         recommended=equivalent[0] if code is None else None,
         ranked=ranked,
         equivalent=equivalent,
-        excluded=excluded,
+        excluded=tuple(excluded),
         abstained=code,
         reasons=reasons,
-        dose_mg_week=dose,
+        dose_mg_week=None if effects.dose_N is None or not permitted else float(effects.dose_N[n]),
     )
+
+
+def _nothing_permitted(unsafe: list[OptionSafety]) -> tuple[Abstain | None, tuple[str, ...]]:
+    """All options are blocked, or some could be cleared if an input were known."""
+    gaps = [finding for entry in unsafe if entry.unresolved for finding in entry.said("abstain")]
+    if not gaps:
+        return Abstain.NO_PERMITTED_OPTION, ("Every option is ruled out for this patient. See why each is.",)
+    told = dict.fromkeys(gap.text for finding in gaps for gap in finding.missing)
+    return Abstain(gaps[0].code or Abstain.MISSING_REQUIRED), ("No option can be cleared yet. " + " ".join(told),)
+
+
+def _unsafe(decision: Decision, entry: OptionSafety) -> Excluded:
+    label = decision.options[entry.option].label
+    if entry.state == "blocked":
+        told = entry.said("block")
+        source = "; ".join(dict.fromkeys(finding.rule.source.title for finding in told))
+        return Excluded(option=entry.option, label=label, code="BLOCKED", reason=" ".join(f.rule.text for f in told), source=source)
+    told = entry.said("abstain")
+    reason = " ".join(dict.fromkeys(gap.text for finding in told for gap in finding.missing))
+    return Excluded(
+        option=entry.option, label=label, code=told[0].code or "MISSING_REQUIRED", reason=reason, source=told[0].rule.source.title
+    )
+
+
+def _guideline(safety: Safety | None, best: str) -> tuple[str, ...]:
+    """Why an option stands first although no score put it there."""
+    found = [finding for option, finding in safety.preferred if option == best] if safety is not None else []
+    return tuple(dict.fromkeys(f"{finding.rule.text} ({finding.rule.source.title})" for finding in found))
+
+
+def _notes(answer: Recommendation, safety: Safety) -> tuple[Note, ...]:
+    """What the rules say about the options that are offered, about drugs taken now, and what could not be checked."""
+    offered = {entry.option for entry in answer.ranked}
+    found = [(entry.option, finding) for entry in safety.options if entry.option in offered for finding in entry.findings]
+    found = [(option, finding) for option, finding in found if finding.effect in ("warn", "dose", "monitor", "block")]
+    told: list[Note] = []
+    for option, finding in [*found, *((None, finding) for finding in safety.current if finding.effect != "unchecked")]:
+        rule = finding.rule
+        drugs = f" ({', '.join(finding.drugs)})" if option else ""
+        text = rule.text + drugs
+        told.append(
+            Note(option=option, kind=finding.effect, text=text, rule_id=rule.rule_id, source=rule.source.title, reviewed=rule.reviewed)
+        )
+    unchecked = dict.fromkeys((gap.code, gap.text) for gap in safety.notices)
+    told += [Note(option=None, kind=code, text=text, rule_id=None, source=None, reviewed=True) for code, text in unchecked]
+    return tuple(told)
 
 
 def _unsupported(name: str, label: str) -> Excluded:
@@ -173,10 +259,12 @@ def _expected(decision: Decision, effects: Effects, n: int, k: int, best: int, p
 
 def _reasons(decision: Decision, ranked: Sequence[Expected], equivalent: Sequence[str]) -> tuple[str, ...]:
     unit, best = decision.outcome.unit, ranked[0]
+    if len(ranked) == 1:
+        return (f"{best.label} is the only option that is permitted.",)
     if len(equivalent) == 1:
         second = ranked[1]
-        gap = f"{abs(second.difference_to_best):.1f} {unit} ({LEVEL:.0%} interval of the difference {second.low:.1f} to {second.high:.1f})"
-        return (f"{best.label} is expected to do better than {second.label} by {gap}.",)
+        interval = f"({LEVEL:.0%} interval of the difference {second.low:.1f} to {second.high:.1f})"
+        return (f"{best.label} stands before {second.label} by {second.difference_to_best:+.1f} {unit} {interval}.",)
     labels = ", ".join(entry.label for entry in ranked if entry.option in equivalent)
     important = f"{decision.minimal_important_difference:g} {unit}"
     return (

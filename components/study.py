@@ -21,6 +21,7 @@ from components.effects import Blend, CrossFitted, Effects, dose_effects
 from components.effects import fit as fit_blend
 from components.evaluation import Evidence, evaluate
 from components.models.ridge import Ridge
+from components.record import snapshots
 from components.tensors import Training, training
 from features import store
 from features.errors import ConcordantError
@@ -28,15 +29,20 @@ from features.events import PseudonymKey
 from features.feature import AsOf, Events, Floats, Ints, compute, fact_times
 
 
-def rows_at(decision: Decision, events: Events, patient_ids: tuple[str, ...], time_N: Ints) -> store.Rows:
-    """Feature rows of some patients at some times: training, serving and whole cohorts all come from here."""
+def rows_at(decision: Decision, events: Events, patient_ids: tuple[str, ...], time_N: Ints, *, record: bool = False) -> store.Rows:
+    """Feature rows of some patients at some times: training, serving and whole cohorts all come from here.
+
+    `record`: with the coded record for the safety rules, which training does not need.
+    """
     at = AsOf(events, patient_ids, time_N)
+    told = tuple(json.dumps(snapshot) for snapshot in snapshots(at)) if record else ("",) * len(patient_ids)
     return store.Rows(
         patient_ids=patient_ids,
         time_N=time_N,
         x_NF=compute(decision.columns, at),
         fact_NF=fact_times(decision.columns, at),
         outside=outside(decision, at),
+        record=told,
     )
 
 
@@ -45,7 +51,7 @@ def build(decision: Decision, table: pa.Table, cohort: Cohort, folder: Path) -> 
     events = Events(table)
     rows = rows_at(decision, events, cohort.patient_ids, cohort.time_N)
     everybody = tuple(events.patients)
-    serving = rows_at(decision, events, everybody, np.full(len(everybody), events.newest_us))
+    serving = rows_at(decision, events, everybody, np.full(len(everybody), events.newest_us), record=True)
     rows.write(folder / "training.parquet")
     serving.write(folder / "serving.parquet")
     extra_NF = compute(decision.extra_columns, AsOf(events, cohort.patient_ids, cohort.time_N))

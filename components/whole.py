@@ -19,8 +19,6 @@ from features.events import PseudonymKey
 from features.feature import Events, Floats, Ints
 from features.fhir import NEVER_US
 
-UNSCORED = (Abstain.MISSING_REQUIRED, Abstain.STALE_INPUT, Abstain.OUT_OF_POPULATION)  # no score is told where none may be relied on
-
 
 def recommend_all(bundle: Bundle, table: pa.Table, patients: Sequence[str], key: PseudonymKey) -> pa.Table:
     """A row for each patient of a source, in the order given.
@@ -31,7 +29,7 @@ def recommend_all(bundle: Bundle, table: pa.Table, patients: Sequence[str], key:
     events = Events(table)
     ids = tuple(key.pseudonym(patient) for patient in patients)
     time_N = _asked(events, bundle.decision, ids)
-    rows = rows_at(bundle.decision, events, ids, time_N)
+    rows = rows_at(bundle.decision, events, ids, time_N, record=True)
     effects, answers = bundle.advise(rows, time_N)
     dose_N = [None] * len(ids) if effects.dose_N is None else effects.dose_N
     told = zip(patients, time_N, answers, effects.outcome_NK, dose_N, strict=True)
@@ -55,12 +53,14 @@ def _asked(events: Events, decision: Decision, ids: tuple[str, ...]) -> Ints:
 
 
 def _row(decision: Decision, patient: str, time_us: int, answer: Recommendation, outcome_K: Floats, dose: float | None) -> dict[str, Any]:
-    scored = answer.abstained not in UNSCORED
     row: dict[str, Any] = {"patient_id": patient, "time": datetime.fromtimestamp(time_us / 1e6, UTC).isoformat()}
-    row |= {f"outcome_{name}": float(value) if scored else None for name, value in zip(decision.option_names, outcome_K, strict=True)}
+    row |= {
+        f"outcome_{name}": float(value) if answer.scored else None for name, value in zip(decision.option_names, outcome_K, strict=True)
+    }
     row |= {"recommended": answer.recommended, "abstained": str(answer.abstained) if answer.abstained else None}
     row |= {"equivalent": "|".join(answer.equivalent), "excluded": "|".join(entry.option for entry in answer.excluded)}
     row["reasons"] = " ".join(answer.reasons)
     if decision.outcome.kind == "dose":
-        row["dose_mg_week"] = float(dose) if scored and dose is not None else None
+        offered = answer.scored and answer.abstained is not Abstain.NO_PERMITTED_OPTION
+        row["dose_mg_week"] = float(dose) if offered and dose is not None else None
     return row

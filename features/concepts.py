@@ -110,18 +110,14 @@ def parse(raw: dict[str, Any]) -> Concepts:
         elif by_code.setdefault((f"{kind}/{system}", code), name) != name:
             raise ValueError(f"concepts.yaml: {system} {code} stands for two {kind}s: {by_code[f'{kind}/{system}', code]} and {name}.")
 
-    for kind, section in (("measurement", raw["measurements"]), ("answer", raw["answers"])):
-        for name, entry in section.items():
-            for system, codes in entry["codes"].items():
-                for code in codes:
-                    claim(kind, system, code, name)
-    for name, codes_by_system in raw["conditions"].items():
-        for system, codes in codes_by_system.items():
-            for code in codes:
-                claim("condition", system, code, name)
-    for name, codes in raw["drugs"].items():
-        for code in codes:
-            claim("drug", "rxnorm", code, name)
+    coded = {"measurement": "measurements", "answer": "answers"}
+    tables = {kind: {name: entry["codes"] for name, entry in raw[section].items()} for kind, section in coded.items()}
+    tables |= {"condition": raw["conditions"], "allergen": raw["allergens"]}
+    tables["drug"] = {name: {"rxnorm": codes} for name, codes in raw["drugs"].items()}
+    for kind, table in tables.items():
+        for name, by_system in table.items():
+            for system, code in ((system, code) for system, codes in by_system.items() for code in codes):
+                claim(kind, system, code, name)
     return Concepts(
         measurements={name: _measurement(name, entry) for name, entry in raw["measurements"].items()},
         levels={name: _levels(entry["levels"]) for name, entry in raw["answers"].items()},

@@ -394,6 +394,22 @@ def _read_encounter(resource: Resource) -> list[Fact]:
     return [Fact("record:encounter", instant(start), instant(start), 1.0, "", "")]
 
 
+def _read_allergy(resource: Resource) -> list[Fact]:
+    """An active allergy as `system|code|criticality`; a code of a system that we do not read is kept as such and told by the rules."""
+    states = {coding.get("code") for name in ("verificationStatus", "clinicalStatus") for coding in _codings(resource.get(name))}
+    if "entered-in-error" in states:
+        raise _Refused("status_entered_in_error")
+    dated = any(resource.get(name) for name in ("recordedDate", "onsetDateTime"))
+    time_us = _when(resource, "recordedDate", "onsetDateTime") if dated else UNDATED_US
+    codings = _codings(resource.get("code"))
+    if states & {"refuted", "inactive", "resolved"} or not codings:
+        return []
+    known = [(concepts().system(coding.get("system")), coding.get("code")) for coding in codings]
+    system, code = next(((s, c) for s, c in known if s), ("unknown", "unknown"))
+    criticality = {"high": "high", "low": "low"}.get(str(resource.get("criticality")), "unknown")
+    return [Fact("allergy", time_us, time_us, 1.0, f"{system}|{code}|{criticality}", "")]
+
+
 READERS: dict[str, Callable[[Resource], list[Fact]]] = {
     "Patient": _read_patient,
     "Observation": _read_observation,
@@ -401,4 +417,5 @@ READERS: dict[str, Callable[[Resource], list[Fact]]] = {
     "MedicationRequest": _read_request,
     "MedicationStatement": _read_statement,
     "Encounter": _read_encounter,
+    "AllergyIntolerance": _read_allergy,
 }

@@ -18,11 +18,15 @@ def _variant(name: str, rsid: str, meaning: str) -> Feature:
     )
 
 
+def called(diplotype: str) -> tuple[str, ...] | None:
+    """The two star alleles of a reported diplotype, None unless both were called."""
+    alleles = tuple(allele.strip() for allele in diplotype.split("/"))
+    return alleles if all(allele[:1] == "*" and allele[1:2].isdigit() for allele in alleles) else None
+
+
 def _copies(diplotype: str, stars: tuple[str, ...]) -> float:
-    """Copies of some star alleles; NaN unless both alleles were called."""
-    alleles = [allele.strip() for allele in diplotype.split("/")]
-    called = all(allele[:1] == "*" and allele[1:2].isdigit() for allele in alleles)
-    return float(sum(allele in stars for allele in alleles)) if called else float("nan")
+    alleles = called(diplotype)
+    return float("nan") if alleles is None else float(sum(allele in stars for allele in alleles))
 
 
 def _alleles(gene: str, *stars: str) -> Callable[[AsOf], Floats]:

@@ -37,7 +37,8 @@ class StoreError(ConcordantError):
 class Rows:
     """Computed rows: `x_NF` raw values, `fact_NF` when the newest fact behind each was true (microseconds since 1970 UTC).
 
-    `outside` is why a decision is not about the patient at that time, "" where it is.
+    `outside` is why a decision is not about the patient at that time, "" where it is. `record` is the coded record that safety rules
+    look at, as JSON, "" where it was not asked for.
     """
 
     patient_ids: tuple[str, ...]
@@ -45,6 +46,11 @@ class Rows:
     x_NF: Floats
     fact_NF: Ints
     outside: tuple[str, ...]
+    record: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.record:
+            object.__setattr__(self, "record", ("",) * len(self.patient_ids))
 
     def __len__(self) -> int:
         return len(self.patient_ids)
@@ -55,6 +61,7 @@ class Rows:
             "patient_id": list(self.patient_ids),
             "event_timestamp": pa.array(self.time_N, _STAMP),
             "outside": list(self.outside),
+            "record": list(self.record),
         }
         columns |= {"values": _lists(self.x_NF, pa.float64()), "fact_times": _lists(self.fact_NF, pa.int64())}
         columns |= {"time_us": pa.array(self.time_N), "created": columns["event_timestamp"]}
@@ -67,8 +74,8 @@ class Rows:
         width = int(table.schema.metadata[b"features"])
         flat = [np.asarray(table[name].combine_chunks().flatten()).reshape(-1, width) for name in ("values", "fact_times")]
         time_N = np.asarray(table["event_timestamp"].cast(pa.int64()))
-        ids, outside = table["patient_id"].to_pylist(), table["outside"].to_pylist()
-        return cls(patient_ids=tuple(ids), time_N=time_N, x_NF=flat[0], fact_NF=flat[1], outside=tuple(outside))
+        ids, outside, record = (tuple(table[name].to_pylist()) for name in ("patient_id", "outside", "record"))
+        return cls(patient_ids=ids, time_N=time_N, x_NF=flat[0], fact_NF=flat[1], outside=outside, record=record)
 
 
 def _lists(array: Any, kind: pa.DataType) -> pa.ListArray:
@@ -129,7 +136,9 @@ def _frame(rows: Rows) -> Any:
 
     stamp = pd.to_datetime(pd.Series(rows.time_N), unit="us", utc=True).dt.as_unit("us")
     columns = {"patient_id": list(rows.patient_ids), "event_timestamp": stamp, "created": stamp, "values": list(rows.x_NF)}
-    return pd.DataFrame(columns | {"fact_times": list(rows.fact_NF), "outside": list(rows.outside), "time_us": rows.time_N})
+    return pd.DataFrame(
+        columns | {"fact_times": list(rows.fact_NF), "outside": list(rows.outside), "record": list(rows.record), "time_us": rows.time_N}
+    )
 
 
 def definitions(folder: Path, home: Path | None = None) -> tuple[Any, ...]:
@@ -168,7 +177,7 @@ def definitions(folder: Path, home: Path | None = None) -> tuple[Any, ...]:
         for m in MODALITIES
     ]
     packed = [Field(name="values", dtype=Array(Float64)), Field(name="fact_times", dtype=Array(Int64))]
-    packed += [Field(name="outside", dtype=String), Field(name="time_us", dtype=Int64)]
+    packed += [Field(name="outside", dtype=String), Field(name="record", dtype=String), Field(name="time_us", dtype=Int64)]
     row = view(PACKED, packed, f"All {len(columns)} features of {told['decision']} in one array, in the order of the decision", online=True)
     service = FeatureService(name=told["decision"], features=views, description=f"Features of the decision {told['decision']}")
     return (patient, *views, row, service)
@@ -207,13 +216,15 @@ class OnlineRows:
 
     @cached_property
     def _view(self) -> list[Any]:
-        return [f"{PACKED}:{name}" for name in ("values", "fact_times", "outside", "time_us")]
+        return [f"{PACKED}:{name}" for name in ("values", "fact_times", "outside", "record", "time_us")]
 
     def read(self, patient_ids: Sequence[str]) -> tuple[Rows, tuple[bool, ...]]:
         """Rows of some patients and which of them were found; a row that was not found is all NaN. Rows in = rows out, in order."""
         if not patient_ids:
             nothing = np.zeros((0, len(self.features)))
-            return Rows(patient_ids=(), time_N=np.zeros(0, np.int64), x_NF=nothing, fact_NF=nothing.astype(np.int64), outside=()), ()
+            return Rows(
+                patient_ids=(), time_N=np.zeros(0, np.int64), x_NF=nothing, fact_NF=nothing.astype(np.int64), outside=(), record=()
+            ), ()
         entities = [{"patient_id": patient} for patient in patient_ids]
         found = self._store.get_online_features(features=self._view, entity_rows=entities, full_feature_names=False)
         columns = found.to_dict()
@@ -223,5 +234,5 @@ class OnlineRows:
             if here:
                 x_NF[n], fact_NF[n] = columns["values"][n], columns["fact_times"][n]
         time_N = np.array([time if time is not None else BEGIN_US for time in columns["time_us"]], np.int64)
-        outside = tuple(text or "" for text in columns["outside"])
-        return Rows(patient_ids=tuple(patient_ids), time_N=time_N, x_NF=x_NF, fact_NF=fact_NF, outside=outside), present
+        outside, record = (tuple(text or "" for text in columns[name]) for name in ("outside", "record"))
+        return Rows(patient_ids=tuple(patient_ids), time_N=time_N, x_NF=x_NF, fact_NF=fact_NF, outside=outside, record=record), present

@@ -198,6 +198,23 @@ def submit(
     console.print(f"Submitted run {run_id} to {host}")
 
 
+@app.command(epilog="Example: `concordant rules`")
+def rules() -> None:
+    """List the safety rules with their sources and review state."""
+    from pipelines import show
+
+    show.rules(console)
+
+
+@app.command("explain-rule", epilog="Example: `concordant explain-rule sglt2.type_1_diabetes`")
+def explain_rule(rule: Annotated[str, typer.Argument(help="Id of a rule, as `concordant rules` lists it.")]) -> None:
+    """Show one safety rule with its source and its test cases."""
+    from components.rules import load
+    from components.safety import explain
+
+    console.print(_plain(explain(load(), rule)))
+
+
 def main() -> None:
     """Entry point: every error that a person can mend is one clear message and exit code 1."""
     try:

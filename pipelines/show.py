@@ -120,7 +120,8 @@ def answer(console: Console, told: Told) -> None:
     if told["ranked"]:
         console.print(_options(told))
     for entry in told["excluded"]:
-        console.print(f"  not offered: {entry['label']} ({entry['code']}: {escape(entry['reason'])})")
+        source = f" [{entry['source']}]" if entry["source"] else ""
+        console.print(f"  not offered: {entry['label']} ({entry['code']}: {escape(entry['reason'] + source)})")
     if told["dose_mg_week"] is not None:
         console.print(f"Expected dose: [bold]{told['dose_mg_week']:.1f} mg a week[/]")
     if told["recommended"]:
@@ -129,10 +130,17 @@ def answer(console: Console, told: Told) -> None:
         console.print(f"[bold yellow]No single recommendation: {told['abstained']}[/]")
     for reason in told["reasons"]:
         console.print(f"  {escape(reason)}")
+    for note in told["notes"]:
+        about = f"{note['option']}, " if note["option"] else ""
+        review = "" if note["reviewed"] else " (threshold not yet compared with its source)"
+        console.print(f"  {about}{note['kind']}: {escape(note['text'])}{review}", style="dim")
     for kind in ("not_known", "stale"):
         if told[kind]:
             console.print(f"  {kind.replace('_', ' ')}: {', '.join(told[kind])}", style="dim")
-    console.print(f"decision {told['decision']} {told['decision_version']}, model {told['model_version']}", style="dim")
+    console.print(
+        f"decision {told['decision']} {told['decision_version']}, model {told['model_version']}, rules {told['ruleset_version']}",
+        style="dim",
+    )
     console.print(told["note"], style="dim")
 
 
@@ -142,7 +150,7 @@ def _options(told: Told) -> Table:
         table.add_column(column, justify="left" if column in ("option", "") else "right", no_wrap=column != "option")
     for n, entry in enumerate(told["ranked"]):
         gap = "" if n == 0 else f"{entry['difference_to_best']:+.1f} ({entry['low']:+.1f} to {entry['high']:+.1f})"
-        note = "equivalent" if entry["option"] in told["equivalent"] else "worse"
+        note = "equivalent" if entry["option"] in told["equivalent"] else "behind"
         note = "recommended" if entry["option"] == told["recommended"] else note
         table.add_row(entry["label"], f"{entry['outcome']:.1f}", gap, f"{entry['overlap']:.0%}", note)
     return table
@@ -180,3 +188,17 @@ def effects(console: Console, table: Path, option: str, outcome: str, apply: Pat
         found.rows().to_csv(draft, index=False)
         draft.replace(out)
         console.print(f"{len(found.rows()):,} rows written to {out}")
+
+
+def rules(console: Console) -> None:
+    """Every safety rule with its source and whether its threshold was compared with it."""
+    from components.rules import load
+    from components.safety import listing
+
+    found = load()
+    table = Table(title=f"rule set {found.version}: {len(found.rules)} rules", title_justify="left")
+    for column in ("rule", "action", "drugs", "where", "source", "reviewed"):
+        table.add_column(column)
+    for row in listing(found):
+        table.add_row(*(escape(row[name]) for name in ("rule_id", "action", "drugs", "condition", "source", "reviewed")))
+    console.print(table)

@@ -44,7 +44,8 @@ class Patients:
                 features={name: None if math.isnan(value) else float(value) for name, value in zip(self.columns, row, strict=True)},
                 stale=old,
                 outside=outside,
+                record=record,
                 as_of=iso(int(now)),
             )
-            for row, old, outside, now in zip(x_NF, stale, rows.outside, now_N, strict=True)
+            for row, old, outside, record, now in zip(x_NF, stale, rows.outside, rows.record, now_N, strict=True)
         ]

@@ -1,6 +1,7 @@
 """KServe predictor: feature rows in, recommendations out. v1 (`instances`) and v2 (one BYTES input `row` of JSON feature rows)."""
 
 import asyncio
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from kserve.errors import InvalidInput
 
 from components.bundle import Bundle, load
 from components.policy import inputs, recommend
+from features.fhir import instant
 from serving.schema import BadRequest, FeatureRow, Response, instances, response
 from serving.server import v2_answer, v2_texts
 
@@ -48,10 +50,30 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
         for row in rows:
             if set(row.features) != set(names):
                 raise BadRequest(f"features: this model needs its {len(names)} features by name, null where not known, and no others.")
+        _check_records(rows)
         x_NF = np.array([[_number(row.features[name]) for name in names] for row in rows])
         known = inputs(bundle.decision, x_NF, [row.stale for row in rows], [row.outside for row in rows])
-        answers = recommend(bundle.decision, bundle.effects(x_NF), known)
+        safety = bundle.safety([row.record for row in rows], np.array([_time_us(row.as_of) for row in rows]))
+        answers = recommend(bundle.decision, bundle.effects(x_NF), known, safety)
         return [response(bundle, answer, row) for answer, row in zip(answers, rows, strict=True)]
+
+
+def _check_records(rows: list[FeatureRow]) -> None:
+    for row in rows:
+        try:
+            told = json.loads(row.record) if row.record else {}
+            complete = not row.record or {"measured", "conditions", "drugs", "diplotypes", "variants"} <= set(told)
+        except (ValueError, TypeError):
+            complete = False
+        if not complete:
+            raise BadRequest("record: a snapshot as the transformer writes it, or nothing.")
+
+
+def _time_us(text: str) -> int:
+    try:
+        return instant(text)
+    except ValueError:
+        raise BadRequest("as_of: a date or a time with zone, as FHIR writes it.") from None
 
 
 def _number(value: float | None) -> float:

@@ -39,6 +39,7 @@ class FeatureRow(_Strict):
     features: dict[str, Annotated[float, Field(allow_inf_nan=False)] | None]
     stale: tuple[str, ...] = ()
     outside: str = ""
+    record: str = ""  # coded record for the safety rules, JSON of a snapshot; without it nothing counts as known
     as_of: str
 
 
@@ -55,12 +56,24 @@ class OptionAnswer(_Strict):
 
 
 class Exclusion(_Strict):
-    """An option that is not offered, and why."""
+    """An option that is not offered, why, and by which source."""
 
     option: str
     label: str
     code: str
     reason: str
+    source: str | None
+
+
+class Remark(_Strict):
+    """What a rule says about an option that is offered or about the patient; `reviewed`: its threshold was compared with the source."""
+
+    option: str | None
+    kind: str
+    text: str
+    rule_id: str | None
+    source: str | None
+    reviewed: bool
 
 
 class Response(_Strict):
@@ -81,6 +94,8 @@ class Response(_Strict):
     abstained: str | None
     reasons: tuple[str, ...]
     dose_mg_week: float | None
+    notes: tuple[Remark, ...]
+    ruleset_version: str | None
     not_known: tuple[str, ...]
     stale: tuple[str, ...]
     note: str = NOTE
@@ -105,6 +120,8 @@ def response(bundle: Bundle, answer: Recommendation, row: FeatureRow) -> Respons
         abstained=str(answer.abstained) if answer.abstained else None,
         reasons=answer.reasons,
         dose_mg_week=answer.dose_mg_week,
+        notes=tuple(Remark(**vars(note)) for note in answer.notes),
+        ruleset_version=answer.ruleset,
         not_known=tuple(name for name, value in row.features.items() if value is None and name not in row.stale),
         stale=row.stale,
     )

@@ -1,7 +1,6 @@
 """The rule files and the language that they are written in. The boundary table is generated: a new rule is covered without a new test."""
 
 import dataclasses
-import os
 from datetime import date
 from functools import cache
 from itertools import product
@@ -17,25 +16,10 @@ from components.rules import Atom, Joined, Rule, RuleError, RuleSet
 from components.safety import Facts, Measured, Missing
 from features import concepts
 
-ADDITIONS = os.environ.get("CONCORDANT_CONCEPTS_ADDITIONS")  # a YAML fragment that concepts.yaml doesn't hold yet
-if not ADDITIONS and ("condition/snomed", "105502003") not in concepts.concepts().by_code:
-    pytest.skip("concepts.yaml lacks the names that the rules use: merge the fragment or name it", allow_module_level=True)
-
 
 @cache
 def table() -> concepts.Concepts:
-    """concepts.yaml, with the fragment where one is named."""
-    if not ADDITIONS:
-        return concepts.concepts()
-    raw = yaml.safe_load(Path(concepts.__file__).with_name("concepts.yaml").read_text(encoding="utf-8"))
-    extra = yaml.safe_load(Path(ADDITIONS).read_text(encoding="utf-8"))
-    for section in ("conditions", "classes", "genes"):
-        raw[section] |= extra[section]
-    for drug, codes in extra["drugs"].items():
-        raw["drugs"][drug] = list(dict.fromkeys([*raw["drugs"].get(drug, []), *codes]))
-    allergens = {(f"allergen/{s}", c): n for n, entry in extra["allergens"].items() for s, codes in entry.items() for c in codes}
-    parsed = concepts.parse(raw)
-    return dataclasses.replace(parsed, by_code=parsed.by_code | allergens)
+    return concepts.concepts()
 
 
 @cache

@@ -10,18 +10,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import decision, rules, safety
 from components.rules import Atom, Expression, Rule, RuleSet
 from components.safety import Allergy, Facts, Measured, Missing, OptionSafety, Safety
-from features import concepts
-
-ADDITIONS = os.environ.get("CONCORDANT_CONCEPTS_ADDITIONS")  # a YAML fragment that concepts.yaml doesn't hold yet
-if not ADDITIONS and ("condition/snomed", "105502003") not in concepts.concepts().by_code:
-    pytest.skip("concepts.yaml lacks the names that the rules use: merge the fragment or name it", allow_module_level=True)
 
 SHARED = Path(os.environ.get("CONCORDANT_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
 TODAY = date(2026, 12, 1)
@@ -31,18 +25,7 @@ BIG = "sulfonylurea", "dpp4_inhibitor", "sglt2_inhibitor", "thiazolidinedione", 
 
 @cache
 def shipped() -> RuleSet:
-    """The rules over concepts.yaml, with the fragment where one is named."""
-    if not ADDITIONS:
-        return rules.load()
-    raw = yaml.safe_load(Path(concepts.__file__).with_name("concepts.yaml").read_text(encoding="utf-8"))
-    extra = yaml.safe_load(Path(ADDITIONS).read_text(encoding="utf-8"))
-    for section in ("conditions", "classes", "genes"):
-        raw[section] |= extra[section]
-    for drug, codes in extra["drugs"].items():
-        raw["drugs"][drug] = list(dict.fromkeys([*raw["drugs"].get(drug, []), *codes]))
-    allergens = {(f"allergen/{s}", c): n for n, entry in extra["allergens"].items() for s, codes in entry.items() for c in codes}
-    parsed = concepts.parse(raw)
-    return rules.load(table=dataclasses.replace(parsed, by_code=parsed.by_code | allergens))
+    return rules.load()
 
 
 @cache

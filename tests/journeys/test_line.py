@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import CANARY, WholeRun, concordant
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("whole")]
 
 
 def _metrics(run: WholeRun) -> dict[str, float]:

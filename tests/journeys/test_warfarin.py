@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import concordant
 
-pytestmark = [pytest.mark.slow, pytest.mark.shared_data]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("alone"), pytest.mark.shared_data]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from pipelines.cli import app
 
-COMMANDS = ("run", "recommend", "effects", "ingest", "serve", "ask", "compile", "submit")
+COMMANDS = ("run", "recommend", "effects", "ingest", "serve", "ask", "compile", "submit", "rules", "explain-rule")
 
 
 def test_every_command_of_the_interface_is_there() -> None:
@@ -49,6 +49,7 @@ MISTAKES = {
     "nothing that answers": (("ask", "somebody", "--url", "http://127.0.0.1:9"), "Nothing answers at http://127.0.0.1:9."),
     "a wrong ending": (("recommend", "--source", ".", "--out", "x.txt"), "--out must end in .csv or .parquet"),
     "a folder that is no bundle": (("recommend", "--bundle", ".", "--source", ".", "--out", "x.csv"), "is not a bundle"),
+    "an unknown rule": (("explain-rule", "sglt2.nonsense"), "There is no rule 'sglt2.nonsense'."),
     "no cluster": (("submit", "warfarin", "--source", "s3://x/y", "--host", "http://127.0.0.1:9"), "did not take the run"),
 }
 
@@ -79,3 +80,10 @@ def test_effects_advises_the_best_fixed_option_where_nothing_differs(tmp_path: P
     done = concordant(*told, cwd=tmp_path)
     assert "best fixed option for all: b" in done.stdout
     assert set(pd.read_csv(tmp_path / "out.csv")["recommended"]) == {"b"}
+
+
+def test_rules_are_listed_with_source_and_review_state_and_explained_with_their_cases(tmp_path: Path) -> None:
+    listed = concordant("rules", cwd=tmp_path).stdout
+    assert "sglt2" in listed and "reviewed" in listed
+    told = concordant("explain-rule", "sglt2.type_1_diabetes", cwd=tmp_path).stdout
+    assert "## Cases" in told and "source:" in told and "inside" in told

@@ -44,6 +44,7 @@ def test_the_compiled_graph_is_read_by_kfps_own_loader(compiled: tuple[Any, Any,
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("whole")
 def test_the_compiled_graph_is_the_one_that_runs_here(compiled: tuple[Any, Any, str], whole_run: WholeRun) -> None:
     executed = {path.parent.name.replace("-", "_") for path in whole_run.folder.glob("kfp/*/*/*")}
     tasks = set(_tasks(compiled[0]))
@@ -66,6 +67,7 @@ def test_publication_stands_behind_the_gate(compiled: tuple[Any, Any, str]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("whole")
 def test_the_compiled_graph_holds_no_value_of_a_patient(compiled: tuple[Any, Any, str], whole_run: WholeRun) -> None:
     text = compiled[2]
     assert CANARY not in text and str(whole_run.source) not in text

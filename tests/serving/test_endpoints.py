@@ -15,7 +15,7 @@ from components.bundle import load
 from features.store import OnlineRows, Rows
 from pipelines.serve import Endpoints, question
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("whole")]
 
 
 @pytest.fixture(scope="module")
