@@ -21,7 +21,7 @@ from components.effects import Blend, Effects
 from components.models.fusion import Fusion
 from components.models.ridge import Ridge
 from components.models.trees import Trees
-from components.policy import Recommendation, inputs, recommend
+from components.policy import Mask, Recommendation, inputs, recommend
 from components.record import facts
 from components.rules import RuleSet
 from components.rules import load as load_rules
@@ -57,7 +57,11 @@ class Bundle:
         x_NF, stale = aged(self.decision.columns, rows.x_NF, rows.fact_NF, now_N)
         effects = self.effects(x_NF)
         safety = self.safety(rows.record, now_N)
-        return effects, recommend(self.decision, effects, inputs(self.decision, x_NF, stale, rows.outside), safety)
+        return effects, recommend(self.decision, effects, inputs(self.decision, x_NF, stale, rows.outside, self.unlike(x_NF)), safety)
+
+    def unlike(self, x_NF: Floats) -> Mask:
+        """Rows that are unlike the training rows."""
+        return np.zeros(len(x_NF), bool) if self.blend.support is None else self.blend.support.outside(x_NF)
 
     def safety(self, records: Sequence[str], now_N: Ints) -> list[Safety]:
         """What the rules say of each record (JSON of a snapshot) at its time. Nothing on record is nothing known, never "nothing wrong"."""

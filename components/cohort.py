@@ -17,7 +17,7 @@ from components.decision import Decision
 from features import catalogue
 from features.errors import ConcordantError
 from features.feature import DAY_US, AsOf, Events, Floats, Ints, condition, takes
-from features.fhir import NEVER_US
+from features.moment import NEVER_US
 
 Mask = npt.NDArray[np.bool_]
 

@@ -18,6 +18,7 @@ from scipy.optimize import nnls
 from scipy.special import softmax
 
 from components.decision import Decision, untransform
+from components.support import Support
 from components.tensors import FOLDS, Scaler, Training
 from features.feature import Floats
 
@@ -73,6 +74,7 @@ class Blend:
     residual_Q: Floats  # quantiles of what is left unexplained, on the modelled scale
     widen: float = WIDEN
     propensity: Propensity | None = None
+    support: Support | None = None
 
     def target(self, predictions: Predictions) -> Floats:
         """Blended targets, N by T."""
@@ -114,6 +116,10 @@ class Blend:
             arrays |= {"coef_KD": self.propensity.coef_KD, "intercept_K": self.propensity.intercept_K}
             arrays |= {"center_F": self.propensity.scaler.center_F, "spread_F": self.propensity.scaler.spread_F}
             told["modality_F"] = self.propensity.scaler.modality_F
+        if self.support is not None:
+            arrays |= {"precision_FF": self.support.precision_FF, "low_F": self.support.low_F, "high_F": self.support.high_F}
+            arrays |= {"support_center_F": self.support.scaler.center_F, "support_spread_F": self.support.scaler.spread_F}
+            told |= {"limit": self.support.limit, "support_modality_F": self.support.scaler.modality_F}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "blend.safetensors")
         (folder / "blend.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -125,6 +131,11 @@ class Blend:
         if "coef_KD" in a:
             scaler = Scaler(center_F=a["center_F"], spread_F=a["spread_F"], modality_F=tuple(told["modality_F"]))
             propensity = Propensity(scaler=scaler, coef_KD=a["coef_KD"], intercept_K=a["intercept_K"])
+        support = None
+        if "precision_FF" in a:
+            modality_F = tuple(told["support_modality_F"])
+            scaler = Scaler(center_F=a["support_center_F"], spread_F=a["support_spread_F"], modality_F=modality_F)
+            support = Support(scaler=scaler, precision_FF=a["precision_FF"], low_F=a["low_F"], high_F=a["high_F"], limit=told["limit"])
         return cls(
             members=tuple(told["members"]),
             level_J=a["level_J"],
@@ -133,6 +144,7 @@ class Blend:
             residual_Q=a["residual_Q"],
             widen=told["widen"],
             propensity=propensity,
+            support=support,
         )
 
 
@@ -162,6 +174,7 @@ def fit(training: Training, oof: Predictions) -> tuple[Blend, CrossFitted]:
     residual_N = training.target_N - np.take_along_axis(target_NT, training.option_N[:, None], 1)[:, 0]
     whole.residual_Q = np.nanquantile(residual_N, QUANTILES)
     whole.propensity = _propensity(training, everything)
+    whole.support = Support.fit(training.x_NF, whole.propensity.scaler)
     return whole, CrossFitted(target_NT=target_NT, propensity_NK=propensity_NK, aipw_NK=aipw_NK)
 
 
@@ -178,6 +191,7 @@ def _fit_dose(training: Training, members: tuple[str, ...], oof: Predictions) ->
         effect_J=np.zeros(0),
         constant_K=np.zeros(0),
         residual_Q=np.nanquantile(training.target_N - target_NT[:, 0], QUANTILES),
+        support=Support.fit(training.x_NF, Scaler.fit(training.x_NF, training.modality_F)),
     )
     return blend, CrossFitted(target_NT=target_NT, propensity_NK=np.ones((len(training), training.options)), aipw_NK=np.zeros((0, 0)))
 

@@ -17,6 +17,7 @@ from components.tensors import FOLDS, Training
 from features.feature import Floats, Ints
 
 Metrics = dict[str, Any]
+SMALLEST_GROUP = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def evaluate(evidence: Evidence) -> Metrics:
     }
     metrics |= _dose_metrics(evidence) if decision.outcome.kind == "dose" else _change_metrics(evidence)
     answers = recommend(decision, evidence.effects, [Inputs()] * len(cohort))
-    metrics |= _answer_metrics(answers)
+    metrics |= _answer_metrics(answers) | _abstention_by_group(evidence, answers)
     if evidence.truth_NK is not None:
         metrics |= _truth_metrics(evidence, answers)
     metrics["verdict"] = verdict(metrics)
@@ -67,6 +68,22 @@ def _answer_metrics(answers: list[Recommendation]) -> Metrics:
         "share_answered": float(np.mean([answer.recommended is not None for answer in answers])),
         "equivalent_options_mean": float(np.mean(sizes)) if sizes else 0.0,
     }
+
+
+def _abstention_by_group(evidence: Evidence, answers: list[Recommendation]) -> Metrics:
+    """Share without a single recommendation by sex, age band and race or ethnicity, groups of 50 or more; largest over smallest share."""
+    column = {name: evidence.x_NF[:, n] for n, name in enumerate(evidence.names)}
+    silent_N = np.array([answer.recommended is None for answer in answers])
+    groups = {"female": column["female"] == 1, "male": column["female"] == 0} if "female" in column else {}
+    age_N = column.get("age_years")
+    if age_N is not None:
+        groups |= {"under_50": age_N < 50, "50_to_69": (age_N >= 50) & (age_N < 70), "70_and_over": age_N >= 70}
+    groups |= {name.removeprefix("race_"): values == 1 for name, values in column.items() if name.startswith("race_")}
+    shares = {name: float(silent_N[rows].mean()) for name, rows in groups.items() if rows.sum() >= SMALLEST_GROUP}
+    metrics: Metrics = {f"abstained_{name}": share for name, share in shares.items()}
+    if shares and min(shares.values()) > 0:
+        metrics["abstained_max_over_min"] = max(shares.values()) / min(shares.values())
+    return metrics
 
 
 # ----------------------------------------------------------------------------------------------------------------------- dose finding

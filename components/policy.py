@@ -26,6 +26,7 @@ class Abstain(StrEnum):
     MISSING_REQUIRED = "MISSING_REQUIRED"
     STALE_INPUT = "STALE_INPUT"
     OUT_OF_POPULATION = "OUT_OF_POPULATION"
+    OOD = "OOD"
     LOW_OVERLAP = "LOW_OVERLAP"
     EQUIPOISE = "EQUIPOISE"
     NO_PERMITTED_OPTION = "NO_PERMITTED_OPTION"
@@ -100,6 +101,7 @@ class Inputs:
     missing: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
     outside: str | None = None  # why the decision is not about this patient
+    unlike: bool = False  # unlike the patients that the models learned from
 
 
 def recommend(
@@ -134,16 +136,15 @@ def _surely_worse(decision: Decision, effects: Effects) -> Mask:
     return np.asarray((nearest_NKK > 0) & (sign * effects.difference_NKK >= decision.minimal_important_difference))
 
 
-def inputs(decision: Decision, x_NF: Floats, stale: Sequence[tuple[str, ...]], outside: Sequence[str]) -> list[Inputs]:
+def inputs(decision: Decision, x_NF: Floats, stale: Sequence[tuple[str, ...]], outside: Sequence[str], unlike_N: Mask) -> list[Inputs]:
     """State of the inputs of N rows: `x_NF` with stale values already NaN, and the names of those."""
     names = [feature.name for feature in decision.columns]
     column = {name: names.index(name) for name in decision.required}
     answers = []
-    for row, old, reason in zip(x_NF, stale, outside, strict=True):
+    for row, old, reason, unlike in zip(x_NF, stale, outside, unlike_N, strict=True):
         gone = [name for name in decision.required if np.isnan(row[column[name]])]
-        answers.append(
-            Inputs(missing=tuple(n for n in gone if n not in old), stale=tuple(n for n in gone if n in old), outside=reason or None)
-        )
+        missing, aged = tuple(n for n in gone if n not in old), tuple(n for n in gone if n in old)
+        answers.append(Inputs(missing=missing, stale=aged, outside=reason or None, unlike=bool(unlike)))
     return answers
 
 
@@ -156,6 +157,8 @@ def _refusal(decision: Decision, known: Inputs, safety: Safety | None) -> tuple[
         return Abstain.MISSING_REQUIRED, f"Not known: {', '.join(known.missing)}. Record it and ask again."
     if known.stale:
         return Abstain.STALE_INPUT, f"Too old to rely on: {', '.join(known.stale)}. Measure it again and ask again."
+    if known.unlike:
+        return Abstain.OOD, "This patient is unlike those whom the records tell about: no estimate can be relied on."
     return None, ""
 
 

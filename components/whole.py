@@ -17,7 +17,7 @@ from components.policy import Abstain, Recommendation
 from components.study import rows_at
 from features.events import PseudonymKey
 from features.feature import Events, Floats, Ints
-from features.fhir import NEVER_US
+from features.moment import NEVER_US
 
 
 def recommend_all(bundle: Bundle, table: pa.Table, patients: Sequence[str], key: PseudonymKey) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import fhir
-from features.fhir import BEGIN_US, NEVER_US, UNDATED_US
+from features.moment import BEGIN_US, NEVER_US, UNDATED_US
 from features.source import Line, entries, files, lines
 
 Ints = npt.NDArray[np.int64]
@@ -319,7 +319,7 @@ def read(folder: Path) -> pa.Table:
 
 def newest_us(table: pa.Table) -> int:
     """When the newest fact was recorded: the time as of which an archived export is asked. Microseconds since 1970 UTC."""
-    return int(np.max(np.asarray(table["recorded"].cast(pa.int64())), initial=fhir.BEGIN_US))
+    return int(np.max(np.asarray(table["recorded"].cast(pa.int64())), initial=BEGIN_US))
 
 
 def now_us() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from features.fhir import BEGIN_US
+from features.moment import BEGIN_US
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -4,20 +4,14 @@ The same `facts` reads a line of a bulk export and a resource of a request. What
 identifiers, narrative) is dropped here: nothing after this file has seen it.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from features.concepts import Concepts, concepts
+from features.moment import BEGIN_US, NEVER_US, UNDATED_US, instant, readable
 
-BEGIN_US = int(datetime(1900, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000  # facts of birth: known at any time anyone asks about
-NEVER_US = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
-UNDATED_US = NEVER_US - 1  # stands in until the whole source is read: an undated fact is known from the source's newest date on
 NAN = float("nan")
-_MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d))?)?)?", re.ASCII)
 
 Resource = dict[str, Any]
 
@@ -47,12 +41,6 @@ class Flat:
 
 class _Refused(Exception):
     """Reason for quarantine, as a code from a closed list; it carries no value of a record."""
-
-
-# ---------------------------------------------------------------------------------------------------------------- lines of a source
-
-
-# ------------------------------------------------------------------------------------------------------------- facts of one resource
 
 
 def facts(resource: Resource) -> Flat:
@@ -103,39 +91,13 @@ def _patient(resource: Resource) -> str | None:
 
 def _version_time(resource: Resource) -> int:
     """When a version that states no fact was made: the later of its issue and its last update; NEVER_US where it does not say."""
-    made = max(_readable(resource.get("issued"), BEGIN_US), _updated(resource))
+    made = max(readable(resource.get("issued"), BEGIN_US), _updated(resource))
     return made if made > BEGIN_US else NEVER_US
 
 
 def _updated(resource: Resource) -> int:
     meta = resource.get("meta")
-    return _readable(meta.get("lastUpdated") if isinstance(meta, dict) else None, BEGIN_US)
-
-
-def _readable(text: Any, otherwise: int) -> int:
-    try:
-        return instant(text) if isinstance(text, str) else otherwise
-    except ValueError:
-        return otherwise
-
-
-@lru_cache(maxsize=65536)
-def instant(text: str) -> int:
-    """Microseconds since 1970 UTC of a FHIR date, dateTime or instant.
-
-    A day without an hour begins at 00:00 UTC; a month or a year alone is taken at its end, so that no fact is seen too early.
-    Raises ValueError for anything else.
-    """
-    if not _MOMENT.fullmatch(text):
-        raise ValueError("no FHIR date, dateTime or instant")
-    if len(text) <= 7:
-        first = datetime(int(text[:4]), int(text[5:] or 12), 1, tzinfo=UTC)
-        moment = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1) - timedelta(seconds=1)
-    else:
-        moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return readable(meta.get("lastUpdated") if isinstance(meta, dict) else None, BEGIN_US)
 
 
 def _when(resource: Resource, *names: str) -> int:
@@ -345,7 +307,7 @@ def _read_statement(resource: Resource) -> list[Fact]:
     if drug is None:
         return []
     time_us = _when(resource, "effectiveDateTime", "effectivePeriod", "dateAsserted")
-    recorded_us = max(time_us, _readable(resource.get("dateAsserted"), time_us))
+    recorded_us = max(time_us, readable(resource.get("dateAsserted"), time_us))
     return [Fact(f"takes:{drug}", time_us, recorded_us, float(resource["status"] in ("active", "completed")), "", "")]
 
 

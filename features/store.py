@@ -23,7 +23,7 @@ import yaml
 from features import catalogue
 from features.errors import ConcordantError
 from features.feature import DAY_US, MODALITIES, Feature, Floats, Ints
-from features.fhir import BEGIN_US
+from features.moment import BEGIN_US
 
 PACKED = "serving_row"
 _STAMP = pa.timestamp("us", tz="UTC")

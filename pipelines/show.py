@@ -66,6 +66,9 @@ def finished(console: Console, folder: Path) -> None:
     else:
         _choice_rows(table, metrics)
     console.print(table)
+    if "abstained_max_over_min" in metrics:
+        told = f"{metrics['share_answered']:.1%} get a single recommendation, the others a set or a reason"
+        console.print(f"By the models alone {told}; abstention by group, largest over smallest: {metrics['abstained_max_over_min']:.2f}")
     console.print(f"Run: {folder}\nReport: {folder / 'report.html'}\nNext: concordant ask --start --bundle {folder}")
 
 

@@ -13,7 +13,7 @@ from kserve.errors import InvalidInput
 
 from components.bundle import Bundle, load
 from components.policy import inputs, recommend
-from features.fhir import instant
+from features.moment import instant
 from serving.schema import BadRequest, FeatureRow, Response, instances, response
 from serving.server import v2_answer, v2_texts
 
@@ -52,7 +52,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
                 raise BadRequest(f"features: this model needs its {len(names)} features by name, null where not known, and no others.")
         _check_records(rows)
         x_NF = np.array([[_number(row.features[name]) for name in names] for row in rows])
-        known = inputs(bundle.decision, x_NF, [row.stale for row in rows], [row.outside for row in rows])
+        known = inputs(bundle.decision, x_NF, [row.stale for row in rows], [row.outside for row in rows], bundle.unlike(x_NF))
         safety = bundle.safety([row.record for row in rows], np.array([_time_us(row.as_of) for row in rows]))
         answers = recommend(bundle.decision, bundle.effects(x_NF), known, safety)
         return [response(bundle, answer, row) for answer, row in zip(answers, rows, strict=True)]

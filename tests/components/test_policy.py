@@ -151,7 +151,7 @@ def test_required_inputs_are_missing_or_stale_and_others_do_not_matter() -> None
     x_NF[2, names.index("hba1c_mmol_mol")] = np.nan
     x_NF[3, names.index("bmi_kg_m2")] = np.nan
     stale = [(), (), ("hba1c_mmol_mol",), ("bmi_kg_m2",)]
-    found = policy.inputs(GLUCOSE, x_NF, stale, ["", "", "", "no metformin on record"])
+    found = policy.inputs(GLUCOSE, x_NF, stale, ["", "", "", "no metformin on record"], np.zeros(4, bool))
     assert found == [Inputs(), Inputs(missing=("age_years",)), Inputs(stale=("hba1c_mmol_mol",)), Inputs(outside="no metformin on record")]
 
 

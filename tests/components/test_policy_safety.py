@@ -71,6 +71,11 @@ def test_an_expired_rule_set_answers_nothing() -> None:
     assert found.abstained is Abstain.RULESET_EXPIRED and not found.ranked
 
 
+def test_a_patient_unlike_the_training_rows_gets_no_score_whatever_the_score_is() -> None:
+    (found,) = recommend(GLUCOSE, scores(np.array([[-30.0, 0, 0, 0, 0]])), [Inputs(unlike=True)], [judged(well())])
+    assert found.abstained is Abstain.OOD and not found.ranked and not found.scored
+
+
 def test_an_empty_record_clears_nothing_that_needs_one() -> None:
     found = answer(Facts(), "sglt2_inhibitor")
     assert "sglt2_inhibitor" not in [entry.option for entry in found.ranked]
