@@ -1,6 +1,9 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both need Python 3.11, make and a package registry.
 PYTHON := $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# One thread a process, as a run sets it: the same bits on any machine, and no threads that wait for each other on busy cores.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
 .DEFAULT_GOAL := help
 .PHONY: help install demo test format lint types layers tests benchmarks constraints clean
 

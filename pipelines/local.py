@@ -129,6 +129,8 @@ def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Call
         os.environ["CONCORDANT_KEY_FILE"] = str(workspace.key_file.resolve())
         os.environ["CONCORDANT_STORE"] = str((folder / "store").resolve())
         os.environ["CONCORDANT_RUN_PID"] = str(os.getpid())
+        for library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the matrices are small: one thread is the same bits on any machine,
+            os.environ.setdefault(library, "1")  # and threads that wait for each other on busy cores cost ten times the work
         os.environ["PYTHONSAFEPATH"] = "1"  # a stranger's `features` folder in the working directory must not shadow ours
         _execute(folder, log, {"decision": text, "source": source, "truth": truth})
         _collect(folder)
