@@ -78,7 +78,7 @@ def produce(
     home = os.environ.get("CONCORDANT_CACHE")
     target = Path(home) / step / _key(step, inputs, {**parameters, "code": code_digest(packages)}) if home else Path(out)
     if home:
-        _die_with_parent()
+        die_with_parent()
     _say(step, "started")
     reused = bool(home) and _is_whole(target)
     if not reused:
@@ -187,8 +187,8 @@ def _say(step: str, state: str, **told: Any) -> None:
     print(MARK, json.dumps({"step": step, "state": state, **told}), flush=True)  # noqa: T201  the run's log is the step's output
 
 
-def _die_with_parent() -> None:
-    """A killed run leaves no step behind that goes on writing.
+def die_with_parent() -> None:
+    """A killed run leaves no step behind that goes on writing, and a killed `concordant serve` no endpoint.
 
     kfp puts a shell between run and step, so a parent-death signal would not arrive: the step watches the process of the run itself.
     """

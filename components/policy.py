@@ -184,7 +184,12 @@ def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Flo
         ranked = tuple(_expected(decision, effects, n, k, order[0], pairs) for k in order)
         equivalent = tuple(names[k] for k in first if not pairs[2][k, order[0]])
         code = None if len(equivalent) == 1 else Abstain.EQUIPOISE
-        reasons = _reasons(decision, ranked, equivalent) + _guideline(safety, names[order[0]])
+        reasons = _guideline(safety, names[order[0]]) + _reasons(decision, ranked, equivalent)
+        waiting = [entry for entry in unsafe.values() if entry.unresolved]
+        if len(ranked) == 1 and waiting and not preferred:  # best of one: the others could not be cleared, which is not worse
+            code, reasons = _nothing_permitted(waiting, f"Only {ranked[0].label} can be cleared so far.")
+        elif code is None and effects.dose_N is not None and not _holds(decision, equivalent[0], float(effects.dose_N[n])):
+            code, reasons = Abstain.EQUIPOISE, (f"The expected dose lies outside the nearest band, {ranked[0].label}: go by the dose.",)
     return Recommendation(
         recommended=equivalent[0] if code is None else None,
         ranked=ranked,
@@ -196,13 +201,21 @@ def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Flo
     )
 
 
-def _nothing_permitted(unsafe: list[OptionSafety]) -> tuple[Abstain | None, tuple[str, ...]]:
+def _holds(decision: Decision, option: str, dose: float) -> bool:
+    """Whether the band of an option holds the expected dose."""
+    low, high = decision.options[option].band_mg_week or (0.0, np.inf)
+    return low <= dose <= high
+
+
+def _nothing_permitted(
+    unsafe: list[OptionSafety], told_first: str = "No option can be cleared yet."
+) -> tuple[Abstain | None, tuple[str, ...]]:
     """All options are blocked, or some could be cleared if an input were known."""
     gaps = [finding for entry in unsafe if entry.unresolved for finding in entry.said("abstain")]
     if not gaps:
         return Abstain.NO_PERMITTED_OPTION, ("Every option is ruled out for this patient. See why each is.",)
     told = dict.fromkeys(gap.text for finding in gaps for gap in finding.missing)
-    return Abstain(gaps[0].code or Abstain.MISSING_REQUIRED), ("No option can be cleared yet. " + " ".join(told),)
+    return Abstain(gaps[0].code or Abstain.MISSING_REQUIRED), (f"{told_first} " + " ".join(told),)
 
 
 def _unsafe(decision: Decision, entry: OptionSafety) -> Excluded:
@@ -266,8 +279,8 @@ def _reasons(decision: Decision, ranked: Sequence[Expected], equivalent: Sequenc
         return (f"{best.label} is the only option that is permitted.",)
     if len(equivalent) == 1:
         second = ranked[1]
-        interval = f"({LEVEL:.0%} interval of the difference {second.low:.1f} to {second.high:.1f})"
-        return (f"{best.label} stands before {second.label} by {second.difference_to_best:+.1f} {unit} {interval}.",)
+        interval = f"({LEVEL:.0%} interval {second.low:+.1f} to {second.high:+.1f})"
+        return (f"Expected difference of {second.label} to {best.label}: {second.difference_to_best:+.1f} {unit} {interval}.",)
     labels = ", ".join(entry.label for entry in ranked if entry.option in equivalent)
     important = f"{decision.minimal_important_difference:g} {unit}"
     return (

@@ -18,6 +18,8 @@ from features.errors import ConcordantError
 from features.feature import Floats, Ints
 
 SMALLEST = 60
+FEWEST = 10  # outcomes of each option: below that its mean, and so "the best fixed option", is chance
+LARGEST = 1e30  # the trees keep single precision
 LEVELS = 20  # a column of words with more distinct values than this is an identifier, not a feature
 
 
@@ -56,7 +58,11 @@ class Encoding:
         for name, levels in self.levels.items():
             words = table[name].astype("string")
             columns += [np.where(words.isna(), np.nan, (words == level).fillna(False).to_numpy(bool)) for level in levels]
-        return np.stack(columns, axis=1).astype(np.float64)
+        x_NF = np.stack(columns, axis=1).astype(np.float64)
+        for name, column_N in zip(self.names(), x_NF.T, strict=True):
+            if (np.abs(column_N) > LARGEST).any():
+                raise TableError(f"Column {name!r} holds infinite values or some beyond {LARGEST:g}. Mend them, or leave them empty.")
+        return x_NF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,21 +155,26 @@ def _training(table: pd.DataFrame, option: str, outcome: str) -> tuple[Training,
         raise TableError(f"Column {option!r} has {len(options)} different values; 2 to {LEVELS} options are needed.")
     if seen < SMALLEST:
         raise TableError(f"Column {outcome!r} holds a number in {seen} rows; at least {SMALLEST} are needed.")
+    if (np.abs(target_N) > LARGEST).any():
+        raise TableError(f"Column {outcome!r} holds infinite values or some beyond {LARGEST:g}. Mend them, or leave them empty.")
     for name in options:
-        if np.isnan(target_N[(words == name).to_numpy()]).all():
-            raise TableError(f"Option {name!r} of column {option!r} has no outcome in any row. Leave its rows out, or give outcomes.")
+        if (count := int((~np.isnan(target_N[(words == name).to_numpy()])).sum())) < FEWEST:
+            raise TableError(
+                f"Option {name!r} of column {option!r} has an outcome in {count} rows; {FEWEST} are needed. Leave its rows out."
+            )
     encoding = Encoding.of(table, (option, outcome))
     if not encoding.names():
         raise TableError("The table has no usable column beside option and outcome: give at least one number or word that differs.")
     x_NF = encoding.encode(table)
+    same_N = pd.factorize(pd.util.hash_pandas_object(table, index=False))[0]  # repeated rows share a fold, or they tell on each other
     training = Training(
         x_NF=x_NF,
-        names=encoding.names(),
+        names=tuple(f"column_{n}" for n in range(x_NF.shape[1])),  # xgboost refuses brackets in a name
         modality_F=("history",) * x_NF.shape[1],
         options=len(options),
         targets=len(options),
         option_N=np.array([options.index(word) for word in words], np.int64),
         target_N=target_N,
-        fold_N=folds(len(table)),
+        fold_N=folds(int(same_N.max()) + 1)[same_N],
     )
     return training, encoding, options

@@ -24,7 +24,8 @@ def recommend_all(bundle: Bundle, table: pa.Table, patients: Sequence[str], key:
     """A row for each patient of a source, in the order given.
 
     Each is asked as of time zero where an option was started, else as of the newest date of the records. `patients` are ids as the
-    source has them: the table goes back to whoever owns it.
+    source has them: the table goes back to whoever owns it. `dose_mg_week` is the model's estimate where the inputs allow one, also where
+    a rule must first be cleared: an estimate, not an offer; what is offered stands in `recommended` and `equivalent`.
     """
     events = Events(table)
     ids = tuple(key.pseudonym(patient) for patient in patients)

@@ -1,6 +1,7 @@
 """The command line: `concordant --help`. Platforms are imported by the command that needs them."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -217,8 +218,15 @@ def explain_rule(rule: Annotated[str, typer.Argument(help="Id of a rule, as `con
 
 def main() -> None:
     """Entry point: every error that a person can mend is one clear message and exit code 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds: endpoints end with the command that started them
     try:
         app()
+    except OSError as error:
+        named = f" {error.filename}" if error.filename else ""
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[bold red]Error:[/] {_plain(type(error).__name__)}:{_plain(named)} {_plain(os.strerror(error.errno or 5))}."
+        )
+        sys.exit(1)
     except ConcordantError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]Error:[/] {_plain(str(error))}")
         sys.exit(1)

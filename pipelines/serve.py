@@ -64,7 +64,7 @@ class Endpoints:
 
     def _start(self, role: str, port: int, *arguments: str) -> None:
         command = [sys.executable, "-m", "serving", role, "--name", self.name, "--port", str(port), *arguments]
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "CONCORDANT_RUN_PID": str(os.getpid())}
         log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the processes
         self._logs.append(log)
         self._processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
@@ -111,7 +111,7 @@ def served(base: str) -> str:
     try:
         with urllib.request.urlopen(f"{base}/v1/models", timeout=5) as reply:  # noqa: S310
             return str(json.load(reply)["models"][0])
-    except (urllib.error.URLError, ConnectionError, TimeoutError, KeyError, IndexError):
+    except (urllib.error.URLError, ConnectionError, TimeoutError, KeyError, IndexError, ValueError):
         raise ConcordantError(f"Nothing answers at {base}. Start it with: concordant serve   (or ask with --start)") from None
 
 

@@ -168,10 +168,14 @@ def effects(console: Console, table: Path, option: str, outcome: str, apply: Pat
     for path in (table, apply):
         if path is not None and not path.is_file():
             raise ConcordantError(f"There is no file {path}. Give a CSV with a row a patient.")
+    try:
+        given, asked = pd.read_csv(table), None if apply is None else pd.read_csv(apply)
+    except ValueError as error:  # empty, not UTF-8, or rows of different lengths
+        raise ConcordantError(
+            f"{table if apply is None else f'{table} or {apply}'} can't be read as CSV in UTF-8 with a header line."
+        ) from error
     with console.status("estimating effects"):
-        found = estimate(
-            pd.read_csv(table), option, outcome, lower_is_better=lower_is_better, apply=None if apply is None else pd.read_csv(apply)
-        )
+        found = estimate(given, option, outcome, lower_is_better=lower_is_better, apply=asked)
     values = found.values
     shown = Table(title=f"Mean {outcome} ({'lower' if lower_is_better else 'higher'} is better)", title_justify="left")
     for column in ("", "estimate", "95 % interval"):

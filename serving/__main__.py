@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from components.artifact import die_with_parent
 from features.errors import ConcordantError
 
 
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--predictor", help="HOST:PORT of the predictor (transformer)")
     parser.add_argument("--wall-clock", action="store_true", help="age values by the clock, not by the newest date of the store")
     given = parser.parse_args()
+    die_with_parent()
     sys.argv[1:] = []  # kserve parses the command line when it is imported; it is not meant for it
     try:
         _serve(given)

@@ -13,6 +13,7 @@ from kserve.errors import InvalidInput
 
 from components.bundle import Bundle, load
 from components.policy import inputs, recommend
+from components.record import facts as facts_of
 from features.moment import instant
 from serving.schema import BadRequest, FeatureRow, Response, instances, response
 from serving.server import v2_answer, v2_texts
@@ -63,7 +64,10 @@ def _check_records(rows: list[FeatureRow]) -> None:
         try:
             told = json.loads(row.record) if row.record else {}
             complete = not row.record or {"measured", "conditions", "drugs", "diplotypes", "variants"} <= set(told)
-        except (ValueError, TypeError):
+            if row.record and complete:
+                facts = facts_of(told, 0)
+                complete = all(isinstance(value.value, int | float) for value in facts.measurements.values())
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             complete = False
         if not complete:
             raise BadRequest("record: a snapshot as the transformer writes it, or nothing.")

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import kserve
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from kserve import PredictorConfig
 from kserve.errors import InferenceError, InvalidInput
@@ -40,7 +41,8 @@ def serve(models: Sequence[kserve.Model], *, host: str, port: int, predictor_hos
     rest = RESTServer("kserve.model_server:app", server.dataplane, server.model_repository_extension, port)
     rest.config.host, rest.config.access_log = host, False
     rest.create_application()
-    for kind, handler in ((InvalidInput, _bad_request), (NotFound, _not_found), (InferenceError, _unavailable), (Exception, _unavailable)):
+    handlers = {InvalidInput: _bad_request, RequestValidationError: _malformed, NotFound: _not_found, InferenceError: _unavailable}
+    for kind, handler in (handlers | {Exception: _unavailable}).items():
         app.add_exception_handler(kind, handler)
     asyncio.run(rest._server.serve())
 
@@ -49,6 +51,12 @@ async def _bad_request(request: Request, error: InvalidInput) -> JSONResponse:
     del request
     reason = str(getattr(error, "reason", error))
     return _problem(400, reason if reason.isprintable() and len(reason) < 300 else "The request can't be read.")
+
+
+async def _malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+    """FastAPI's own answer to a v2 body of the wrong form repeats the whole body, so it is never given."""
+    del request, error
+    return _problem(400, "The body is not an Open Inference Protocol request: see the README for its form.")
 
 
 async def _not_found(request: Request, error: NotFound) -> JSONResponse:

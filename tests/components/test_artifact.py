@@ -36,7 +36,7 @@ class Worker:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A laptop's run: a cache folder, and steps that need not die with whoever runs the tests."""
     monkeypatch.setenv("CONCORDANT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(artifact, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(artifact, "die_with_parent", lambda: None)
     return tmp_path / "cache"
 
 
@@ -47,7 +47,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> None:
         raise AssertionError("a step on a cluster has no parent to die with")
 
-    monkeypatch.setattr(artifact, "_die_with_parent", never)
+    monkeypatch.setattr(artifact, "die_with_parent", never)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -176,7 +176,7 @@ def test_a_damaged_result_is_made_again(cache: Path, tmp_path: Path, harm: str) 
 def test_failed_work_leaves_nothing_at_the_target_and_the_next_attempt_cleans_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
-    monkeypatch.setattr(artifact, "_die_with_parent", lambda: None)
+    monkeypatch.setattr(artifact, "die_with_parent", lambda: None)
     home = tmp_path / "home"
     monkeypatch.setenv("CONCORDANT_CACHE", str(home)) if cached else monkeypatch.delenv("CONCORDANT_CACHE", raising=False)
     out = (tmp_path if cached else home) / "out"

@@ -43,7 +43,7 @@ def test_a_clear_best_is_recommended_alone_with_a_reason() -> None:
     assert found.ranked[1].low == pytest.approx(4 - 0.196, abs=1e-3)
     assert found.ranked[1].high == pytest.approx(4 + 0.196, abs=1e-3)
     assert found.reasons == (
-        "SGLT2 inhibitor stands before GLP-1 receptor agonist by +4.0 mmol/mol (95% interval of the difference 3.8 to 4.2).",
+        "Expected difference of GLP-1 receptor agonist to SGLT2 inhibitor: +4.0 mmol/mol (95% interval +3.8 to +4.2).",
     )
 
 

@@ -65,6 +65,16 @@ def test_a_guideline_stands_before_every_score() -> None:
     assert any("eart failure" in reason for reason in found.reasons)
 
 
+def test_type_1_diabetes_is_outside_what_the_options_are_for() -> None:
+    found = answer(well(conditions={"type_1_diabetes": True}), "glp1_receptor_agonist")
+    assert found.abstained is Abstain.NO_PERMITTED_OPTION and not found.ranked and len(found.excluded) == 5
+
+
+def test_the_only_option_that_can_be_cleared_so_far_is_not_the_best() -> None:
+    found = answer(Facts(problem_list=True, age_years=30.0, female=True), "sglt2_inhibitor")
+    assert found.recommended is None
+
+
 def test_an_expired_rule_set_answers_nothing() -> None:
     late = safety.evaluate(shipped(), well(), GLUCOSE, max(rule.expires for rule in shipped().rules).replace(year=2040))
     (found,) = recommend(GLUCOSE, scores(np.zeros((1, 5))), [Inputs()], [late])

@@ -147,9 +147,13 @@ def test_a_condition_without_a_date_is_not_taken_as_long_ago() -> None:
 
 
 def test_a_stated_no_counts_without_a_problem_list() -> None:
-    facts = but(problem_list=False, conditions={"heart_failure": False, "heart_failure_nyha_3_4": False})
-    assert ask(facts).of("dpp4_inhibitor").state == "permitted"
-    assert ask(but(problem_list=False)).of("dpp4_inhibitor").unresolved == ("saxagliptin", "alogliptin")
+    stated = {"type_1_diabetes": False, "heart_failure": False, "heart_failure_nyha_3_4": False}
+    assert ask(but(problem_list=False, conditions=stated)).of("dpp4_inhibitor").state == "permitted"
+    assert ask(but(problem_list=False)).of("dpp4_inhibitor").state == "unresolved"
+    assert ask(but(problem_list=False, conditions={"type_1_diabetes": False})).of("dpp4_inhibitor").unresolved == (
+        "saxagliptin",
+        "alogliptin",
+    )
 
 
 def test_pregnancy_is_asked_of_those_who_may_be_pregnant() -> None:

@@ -115,6 +115,26 @@ def test_a_bad_body_is_refused_without_an_echo(kind: str, endpoints: Endpoints) 
     assert CANARY not in json.dumps(told)
 
 
+def test_a_malformed_v2_body_is_refused_without_an_echo(endpoints: Endpoints) -> None:
+    for body in (
+        {"instances": [{"patient_id": CANARY}]},
+        {"inputs": CANARY},
+        {"inputs": [{"name": CANARY, "shape": [1], "datatype": "FP32", "data": [1]}]},
+    ):
+        status, told = _post(f"{endpoints.base}/v2/models/{endpoints.name}/infer", body)
+        assert status == 400 and CANARY not in json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    "record", ["{", "5", '{"measured": 5}', '{"measured": {"egfr": [80]}, "conditions": {}, "drugs": {}, "diplotypes": {}, "variants": {}}']
+)
+def test_a_broken_record_is_refused_by_the_predictor(record: str, endpoints: Endpoints, whole_run: WholeRun) -> None:
+    names = [feature.name for feature in OnlineRows(whole_run.folder / "store").features]
+    body = {"instances": [{"features": dict.fromkeys(names), "record": record, "as_of": "2026-01-01"}]}
+    status, told = _post(f"http://127.0.0.1:{endpoints._predictor_port}/v1/models/{endpoints.name}:predict", body)
+    assert status == 400 and "record" in told["detail"]
+
+
 def test_an_unknown_patient_is_not_found_and_not_named(endpoints: Endpoints) -> None:
     status, told = _post(endpoints.url, {"instances": [{"patient_id": CANARY}]})
     assert status == 404 and CANARY not in json.dumps(told)
