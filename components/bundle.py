@@ -55,9 +55,14 @@ class Bundle:
     def advise(self, rows: Rows, now_N: Ints) -> tuple[Effects, list[Recommendation]]:
         """Effects and recommendations of rows as they may be used at `now_N`: what is stale by then does not reach the model."""
         x_NF, stale = aged(self.decision.columns, rows.x_NF, rows.fact_NF, now_N)
-        effects = self.effects(x_NF)
-        safety = self.safety(rows.record, now_N)
-        return effects, recommend(self.decision, effects, inputs(self.decision, x_NF, stale, rows.outside, self.unlike(x_NF)), safety)
+        return self.answer(x_NF, stale, rows.outside, rows.record, now_N)
+
+    def answer(
+        self, x_NF: Floats, stale: Sequence[tuple[str, ...]], outside: Sequence[str], records: Sequence[str], now_N: Ints
+    ) -> tuple[Effects, list[Recommendation]]:
+        """Effects and recommendations of aged rows: state of the inputs, rules, scores. Both doors answer through here."""
+        effects, known = self.effects(x_NF), inputs(self.decision, x_NF, stale, outside, self.unlike(x_NF))
+        return effects, recommend(self.decision, effects, known, self.safety(records, now_N))
 
     def unlike(self, x_NF: Floats) -> Mask:
         """Rows that are unlike the training rows."""

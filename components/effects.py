@@ -103,10 +103,8 @@ class Blend:
     def effects(self, decision: Decision, predictions: Predictions, covariance_NTT: Floats, x_NF: Floats) -> Effects:
         """Effects of new rows."""
         target_NT, sd_NTT = self.target(predictions), self.spread(predictions, covariance_NTT)
-        if decision.outcome.kind == "dose":
-            return dose_effects(decision, target_NT[:, 0], sd_NTT[:, 0, 0], self.residual_Q)
-        assert self.propensity is not None
-        return Effects(outcome_NK=target_NT, sd_NKK=sd_NTT, overlap_NK=self.propensity.predict(x_NF))
+        overlap_NK = None if self.propensity is None else self.propensity.predict(x_NF)
+        return of_targets(decision, target_NT, sd_NTT, self.residual_Q, overlap_NK)
 
     def save(self, folder: Path) -> None:
         """`blend.safetensors` and `blend.json`."""
@@ -263,6 +261,14 @@ def _cross_propensity(training: Training) -> Floats:
         held = training.fold_N == fold
         e_NK[held] = _propensity(training, ~held).predict(training.x_NF[held])
     return e_NK
+
+
+def of_targets(decision: Decision, target_NT: Floats, sd_NTT: Floats, residual_Q: Floats, overlap_NK: Floats | None) -> Effects:
+    """Effects from targets and their uncertainty; a dose needs no overlap, a choice between treatments does."""
+    if decision.outcome.kind == "dose":
+        return dose_effects(decision, target_NT[:, 0], sd_NTT[:, 0, 0], residual_Q)
+    assert overlap_NK is not None
+    return Effects(outcome_NK=target_NT, sd_NKK=sd_NTT, overlap_NK=overlap_NK)
 
 
 def dose_effects(decision: Decision, target_N: Floats, sd_N: Floats, residual_Q: Floats) -> Effects:

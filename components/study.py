@@ -17,7 +17,7 @@ from components import report
 from components.artifact import pseudonym_key_path
 from components.cohort import Cohort, outside
 from components.decision import Decision
-from components.effects import Blend, CrossFitted, Effects, dose_effects
+from components.effects import Blend, CrossFitted, of_targets
 from components.effects import fit as fit_blend
 from components.evaluation import Evidence, evaluate
 from components.models.ridge import Ridge
@@ -108,7 +108,7 @@ def assess(decision_text: str, cohort_folder: Path, features: Path, effects: Pat
         cohort=cohort,
         training=data,
         crossfit=crossfit,
-        effects=_effects(decision, crossfit, arrays["sd_NTT"], Blend.load(effects).residual_Q),
+        effects=of_targets(decision, crossfit.target_NT, arrays["sd_NTT"], Blend.load(effects).residual_Q, crossfit.propensity_NK),
         members={name.removeprefix("member_"): array for name, array in arrays.items() if name.startswith("member_")},
         x_NF=np.concatenate([data.x_NF, extra_NF], axis=1),
         names=data.names + tuple(feature.name for feature in decision.extra_columns),
@@ -136,12 +136,6 @@ def publish(decision_text: str, features: Path, members: dict[str, Path], effect
 
 def _training(decision: Decision, cohort: Cohort, features: Path) -> Training:
     return training(decision, cohort, store.Rows.read(features / "training.parquet").x_NF)
-
-
-def _effects(decision: Decision, crossfit: CrossFitted, sd_NTT: Floats, residual_Q: Floats) -> Effects:
-    if decision.outcome.kind == "dose":
-        return dose_effects(decision, crossfit.target_NT[:, 0], sd_NTT[:, 0, 0], residual_Q)
-    return Effects(outcome_NK=crossfit.target_NT, sd_NKK=sd_NTT, overlap_NK=crossfit.propensity_NK)
 
 
 def _truth(decision: Decision, cohort: Cohort, path: str) -> Floats:

@@ -12,7 +12,6 @@ import orjson
 from kserve.errors import InvalidInput
 
 from components.bundle import Bundle, load
-from components.policy import inputs, recommend
 from components.record import facts as facts_of
 from features.moment import instant
 from serving.schema import BadRequest, FeatureRow, Response, instances, response
@@ -53,9 +52,8 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
                 raise BadRequest(f"features: this model needs its {len(names)} features by name, null where not known, and no others.")
         _check_records(rows)
         x_NF = np.array([[_number(row.features[name]) for name in names] for row in rows])
-        known = inputs(bundle.decision, x_NF, [row.stale for row in rows], [row.outside for row in rows], bundle.unlike(x_NF))
-        safety = bundle.safety([row.record for row in rows], np.array([_time_us(row.as_of) for row in rows]))
-        answers = recommend(bundle.decision, bundle.effects(x_NF), known, safety)
+        stale, outside, records = ([getattr(row, name) for row in rows] for name in ("stale", "outside", "record"))
+        _, answers = bundle.answer(x_NF, stale, outside, records, np.array([_time_us(row.as_of) for row in rows]))
         return [response(bundle, answer, row) for answer, row in zip(answers, rows, strict=True)]
 
 
