@@ -30,6 +30,12 @@ SourceOption = Annotated[
 ServerOption = Annotated[
     Path | None, typer.Option("--server", help="YAML file that says how to reach the FHIR server: client_id, client_key, group, ...")
 ]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", help="Where a cluster runs each step: cpu, gpu, multi_node, sharded, or the path of a YAML file of one's own."
+    ),
+]
 Validated = Literal["all", "quarantined", "sample"]
 Dates = Literal["kept", "shifted"]
 
@@ -285,12 +291,13 @@ def report(
         show.report(console, run or space.newest())
 
 
-@app.command("compile", epilog="Example: `concordant compile --out treatment.yaml`")
-def compile_graph(out: Annotated[Path, typer.Option(help="File to write.")] = Path("treatment.yaml")) -> None:
+@app.command("compile", epilog="Example: `concordant compile --config gpu --out treatment.yaml`")
+def compile_graph(out: Annotated[Path, typer.Option(help="File to write.")] = Path("treatment.yaml"), config: ConfigOption = None) -> None:
     """Write the graph for a Kubeflow Pipelines cluster."""
+    from pipelines import placement
     from pipelines.cluster import compile_to
 
-    compile_to(out)
+    compile_to(out, placement.read(config) if config else placement.Placement())
     console.print(f"Wrote {out}: the same graph that `concordant run` executes.")
 
 

@@ -4,18 +4,22 @@ import tempfile
 from pathlib import Path
 
 from features.errors import ConcordantError
+from pipelines.placement import Placement
 
 
-def compile_to(out: Path) -> None:
-    """Write the graph as Kubeflow Pipelines IR. It holds no value of a patient: decision and source are arguments of a run."""
+def compile_to(out: Path, placement: Placement = Placement()) -> None:
+    """Write the graph as Kubeflow Pipelines IR with its platform settings.
+
+    It holds no value of a patient: decision and source are arguments of a run.
+    """
     from kfp import compiler
 
-    from pipelines.treatment import treatment
+    from pipelines.treatment import graph
 
     if out.suffix not in (".yaml", ".yml"):
         raise ConcordantError(f"--out must end in .yaml, found {out.suffix or 'no ending'!r}.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(treatment, str(out))
+    compiler.Compiler().compile(graph(placement), str(out))
 
 
 def submit_to(host: str, decision: str, source: str, experiment: str, namespace: str | None, token: str | None) -> str:

@@ -1,0 +1,329 @@
+"""Where a cluster runs each step: `cluster.yaml` parsed once, and put on the steps of the graph as Kubernetes settings."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from components.artifact import KEY_FILE
+from features.errors import ConcordantError
+from pipelines.local import STEPS as RUN
+
+SHIPPED = Path(__file__).parent / "clusters"
+STEPS = (*RUN, "gate")
+KEYED = ("ingest", "evaluate")  # read the pseudonym key
+READERS = ("ingest", "evaluate")  # read the source or a truth file, so they need the object store's credentials
+TRAINERS = ("train_ridge", "train_trees", "train_fusion")
+NEVER_CACHED = {  # Kubeflow's cache knows parameters and images, not what lies behind a name
+    "ingest": "the records at a source change under the same name",
+    "fill_store": "an online store may have lost its rows",
+    "evaluate": "the model to beat changes between runs",
+}
+_STRICT = ConfigDict(extra="forbid", strict=True)
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]  # of an object in Kubernetes
+Cpu = Annotated[str, StringConstraints(pattern=r"^([0-9]+m|[0-9]+(\.[0-9]{1,3})?)$")]
+Memory = Annotated[
+    str, StringConstraints(pattern=r"^[1-9][0-9]*(E|Ei|P|Pi|T|Ti|G|Gi|M|Mi|K|Ki)?$")
+]  # what kfp takes: "k" is not among them
+Mount = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9._-]+)+$")]
+Image = Annotated[str, StringConstraints(pattern=r"^[^\s@]+(@sha256:[0-9a-f]{64})?$|^$")]
+Count = Annotated[int, Field(ge=1)]
+
+
+class PlacementError(ConcordantError):
+    """A cluster file that can't be followed."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Amount:
+    """Of a node: `cpu` in cores or millicores, `memory` in bytes with a suffix."""
+
+    cpu: Cpu | None = None
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Accelerator:
+    """Devices of a kind that a node's plug-in announces."""
+
+    type: str = "nvidia.com/gpu"
+    count: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Toleration:
+    """A taint that a step may be placed in spite of. Kubernetes' own words."""
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Retries:
+    """How often a failed step is tried again; the wait grows by `factor` up to `longest_s`."""
+
+    count: Annotated[int, Field(ge=0, le=10)] = 0
+    backoff_s: Count = 30
+    factor: Annotated[float, Field(ge=1)] = 2.0
+    longest_s: Count = 3600
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Step:
+    """Settings of one step. What is None in a step is taken from the default."""
+
+    image: Image | None = None
+    requests: Amount | None = None
+    limits: Amount | None = None
+    accelerator: Accelerator | None = None
+    node_selector: dict[str, str] | None = None
+    tolerations: tuple[Toleration, ...] | None = None
+    shared_memory: Memory | None = None  # /dev/shm, which worker processes of one step speak through
+    timeout_s: Count | None = None
+    retries: Retries | None = None
+    cache: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ObjectStore:
+    """Credentials of the object store, mounted as a file whose path the client library reads from `variable`."""
+
+    secret: Name
+    key: str = "credentials"
+    mount: Mount = "/var/run/secrets/object-store"
+    variable: Literal["AWS_SHARED_CREDENTIALS_FILE", "GOOGLE_APPLICATION_CREDENTIALS"] = "AWS_SHARED_CREDENTIALS_FILE"
+    endpoint: str | None = None  # of an S3-compatible server that is not Amazon's
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OnlineStore:
+    """Redis or PostgreSQL that rows for serving go to: a secret that holds its URL."""
+
+    secret: Name
+    key: str = "url"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Secrets:
+    """Existing secrets of the namespace."""
+
+    pseudonym_key: Name = "concordant-pseudonym-key"
+    object_store: ObjectStore | None = None
+    online_store: OnlineStore | None = None
+    image_pull: tuple[Name, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Workspace:
+    """What outlives a step: a claim mounted in every step (checkpoints), and the root of the artifacts in an object store."""
+
+    claim: Name | None = None
+    mount: Mount = "/workspace"
+    root: Annotated[str, StringConstraints(pattern=r"^(s3|gs|minio)://[a-z0-9][^\s]*$")] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Training:
+    """The network's training as a TrainJob of Kubeflow Trainer v2, which the step starts and waits for."""
+
+    nodes: Count = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    runtime: Name = "torch-distributed"
+    image: Image = ""
+    resources: Amount = Amount()
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Placement:
+    """A cluster file. Without one: no settings but the pseudonym key's secret, which a laptop ignores."""
+
+    default: Step = Step()
+    steps: dict[str, Step] = Field(default_factory=dict)
+    secrets: Secrets = Secrets()
+    workspace: Workspace = Workspace()
+    training: Training | None = None
+    shards: Annotated[int, Field(ge=1, le=1024)] = 1
+    service_account: Name | None = None  # of the steps; it needs rights only where a TrainJob is started
+
+    def step(self, name: str) -> Step:
+        """Settings of a step: its own, then the default's."""
+        own = self.steps.get(name, Step())
+        given = {name: value for name in Step.__dataclass_fields__ if (value := getattr(own, name)) is not None}
+        found = replace(self.default, **given)
+        return replace(found, cache=bool(found.cache) and name not in NEVER_CACHED)
+
+    @property
+    def launch(self) -> str:
+        """What `train_fusion` starts a TrainJob from, as JSON; "" where it trains in its own pod."""
+        if self.training is None:
+            return ""
+        job, step = self.training, self.step("train_fusion")
+        told: dict[str, Any] = {
+            "nodes": job.nodes,
+            "gpus_per_node": job.gpus_per_node,
+            "runtime": job.runtime,
+            "image": job.image or step.image or "",
+        }
+        told["resources"] = {name: amount for name in ("cpu", "memory") if (amount := getattr(job.resources, name))}
+        told |= {"timeout_seconds": step.timeout_s, "claim": self.workspace.claim or "", "mount": self.workspace.mount}
+        return json.dumps(told, sort_keys=True)
+
+    def place(self, task: Any) -> Any:
+        """Put a step's settings on a task of kfp, by the name of its component; returns the task."""
+        name = task.component_spec.name.replace("-", "_")
+        step = self.step(name)
+        task.set_caching_options(step.cache)
+        _compute(task, step)
+        _node(task, step)
+        self._mounts(task, name)
+        return task
+
+    def _mounts(self, task: Any, name: str) -> None:
+        from kfp import kubernetes
+
+        held, work = self.secrets, self.workspace
+        if name in KEYED:
+            kubernetes.use_secret_as_volume(task, secret_name=held.pseudonym_key, mount_path=str(KEY_FILE.parent))
+        if held.object_store and name in READERS:
+            store = held.object_store
+            kubernetes.use_secret_as_volume(task, secret_name=store.secret, mount_path=store.mount)
+            task.set_env_variable(store.variable, f"{store.mount}/{store.key}")
+            if store.endpoint:
+                task.set_env_variable("AWS_ENDPOINT_URL", store.endpoint)
+        if held.online_store and name == "fill_store":
+            keys = {held.online_store.key: "CONCORDANT_ONLINE_STORE"}
+            kubernetes.use_secret_as_env(task, secret_name=held.online_store.secret, secret_key_to_env=keys)
+        if held.image_pull:
+            kubernetes.set_image_pull_secrets(task, list(held.image_pull))
+        if work.claim:
+            kubernetes.mount_pvc(task, pvc_name=work.claim, mount_path=work.mount)
+            if name in TRAINERS:
+                task.set_env_variable("CONCORDANT_CHECKPOINTS", str(PurePosixPath(work.mount) / "checkpoints"))
+
+
+def _compute(task: Any, step: Step) -> None:
+    if step.image:
+        task.set_container_image(step.image)
+    for amount, kind in ((step.requests, "request"), (step.limits, "limit")):
+        if amount and amount.cpu:
+            getattr(task, f"set_cpu_{kind}")(amount.cpu)
+        if amount and amount.memory:
+            getattr(task, f"set_memory_{kind}")(amount.memory)
+    if step.accelerator:
+        task.set_accelerator_type(step.accelerator.type).set_accelerator_limit(step.accelerator.count)
+    if step.retries and step.retries.count:
+        again = step.retries
+        task.set_retry(again.count, f"{again.backoff_s}s", again.factor, f"{again.longest_s}s")
+
+
+def _node(task: Any, step: Step) -> None:
+    from kfp import kubernetes
+
+    for label, value in (step.node_selector or {}).items():
+        kubernetes.add_node_selector(task, label, value)
+    for each in step.tolerations or ():
+        kubernetes.add_toleration(task, key=each.key, operator=each.operator, value=each.value, effect=each.effect)
+    if step.shared_memory:
+        kubernetes.empty_dir_mount(task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=step.shared_memory)  # noqa: S108
+    if step.timeout_s:
+        kubernetes.set_timeout(task, step.timeout_s)
+
+
+def shipped() -> list[str]:
+    """Names of the cluster files that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def read(name: str) -> Placement:
+    """Placement by a shipped name or a path. Raises PlacementError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else SHIPPED / f"{name}.yaml"
+    if not path.is_file():
+        raise PlacementError(
+            f"There is no cluster file {name!r}. Shipped: {', '.join(shipped())}. Give one of these or a path to a YAML file."
+        )
+    return parse(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse(text: str, file: str = "cluster.yaml") -> Placement:
+    """Placement from YAML text. Raises PlacementError: unknown keys, wrong values and what contradicts itself."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise PlacementError(f"{file}{where}: this is not YAML: {getattr(error, 'problem', 'unreadable')}.") from None
+    try:
+        found = TypeAdapter(Placement).validate_json(
+            json.dumps(raw or {}, default=str)
+        )  # JSON: lists are tuples there, and nothing else is
+    except ValidationError as error:
+        raise PlacementError("\n".join(_told(file, each) for each in error.errors()[:5])) from None
+    problems = _step_problems("default", found) or [each for name in found.steps for each in _step_problems(name, found)]
+    if problems := problems + _problems(found):
+        raise PlacementError("\n".join(f"{file}: {problem}" for problem in problems[:5]))
+    return found
+
+
+def _told(file: str, error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if part != "Placement") or "the file"
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{file}: {where}: there is no such key. Correct its spelling or take it out; the shipped files name every key."
+    if error["type"] == "string_pattern_mismatch":
+        return f"{file}: {where}: found {error['input']!r}, which is not of the form {_forms()[error['ctx']['pattern']]}."
+    return f"{file}: {where}: found {error['input']!r}. {error['msg']}."
+
+
+def _forms() -> dict[str, str]:
+    forms = {Name: "of a Kubernetes name (a-z, 0-9, - and .)", Cpu: "'500m' or '2'", Memory: "'4Gi' or '500M'", Mount: "'/workspace'"}
+    forms |= {Image: "'registry/name:tag' or 'registry/name@sha256:...'"}
+    patterns = {get_args(kind)[1].pattern: form for kind, form in forms.items()}
+    return patterns | {get_args(get_args(Workspace.__annotations__["root"])[0])[1].pattern: "'s3://bucket/prefix'"}
+
+
+def _step_problems(name: str, placement: Placement) -> list[str]:
+    own = placement.default if name == "default" else placement.steps.get(name, Step())
+    step, found = placement.step(name), []
+    for what in ("cpu", "memory"):
+        asked, most = getattr(step.requests, what, None), getattr(step.limits, what, None)
+        if asked and most and quantity(asked) > quantity(most):
+            found.append(f"{name}: requests {what} {asked}, more than its limit {most}. Raise the limit or ask for less.")
+    for each in step.tolerations or ():
+        if each.operator == "Exists" and each.value is not None:
+            found.append(f"{name}: a toleration with operator Exists has the value {each.value!r}. Take the value out, or use Equal.")
+        if each.key is None and each.operator == "Equal":
+            found.append(f"{name}: a toleration without key needs operator Exists.")
+    if own.cache and name in NEVER_CACHED:
+        found.append(f"{name}: cache is true, but {NEVER_CACHED[name]}. Take it out.")
+    if step.cache and "@sha256:" not in (step.image or ""):
+        found.append(
+            f"{name}: cache is true, but its image {step.image or ''!r} has no digest: results of older code would be taken. Pin the image."
+        )
+    return found
+
+
+def _problems(placement: Placement) -> list[str]:
+    job, found = placement.training, []
+    found += [f"steps.{name}: there is no such step. Steps: {', '.join(STEPS)}." for name in placement.steps if name not in STEPS]
+    if job and placement.step("train_fusion").accelerator:
+        found.append("train_fusion has an accelerator and training starts a TrainJob: the step only waits. Take one of the two out.")
+    if job and job.nodes > 1 and not placement.workspace.claim:
+        found.append(
+            f"training.nodes is {job.nodes}, but there is no workspace.claim that the nodes could share. Name a ReadWriteMany claim."
+        )
+    if job and not placement.service_account:
+        found.append("training starts a TrainJob, which needs rights. Name a service_account that may create, get and delete TrainJobs.")
+    return found
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity as a number: cores or bytes."""
+    number, suffix = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
+    power = "KMGTPE".find(suffix[:1]) + 1 if suffix and suffix != "m" else 0
+    return float(number) * (0.001 if suffix == "m" else (1024 if suffix.endswith("i") else 1000) ** power)
