@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from features.errors import ConcordantError
+from pipelines import cluster_cli
+from pipelines.options import Decision, SourceOption, console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,23 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Concordant recommends personalised treatment from FHIR records. Research software, not a medical device.",
 )
-console = Console(highlight=False, soft_wrap=True, file=sys.stdout)  # bound now: a run turns sys.stdout to its log
 
 WORKSPACE = Path(".concordant")
-Decision = Annotated[str, typer.Argument(help="A shipped decision (glucose_lowering, warfarin) or the path of a YAML file.")]
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Folder for keys, finished steps and runs.")]
 RunOption = Annotated[Path | None, typer.Option("--bundle", help="A run folder or a bundle folder; the newest run where none is given.")]
-SourceOption = Annotated[
-    str, typer.Option("--source", help="Folder or fsspec URL that holds FHIR R4 NDJSON files or Bundles, or a FHIR server's base address.")
-]
 ServerOption = Annotated[
     Path | None, typer.Option("--server", help="YAML file that says how to reach the FHIR server: client_id, client_key, group, ...")
-]
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(
-        "--config", help="Where a cluster runs each step: cpu, gpu, multi_node, sharded, or the path of a YAML file of one's own."
-    ),
 ]
 Validated = Literal["all", "quarantined", "sample"]
 Dates = Literal["kept", "shifted"]
@@ -291,34 +282,13 @@ def report(
         show.report(console, run or space.newest())
 
 
-@app.command("compile", epilog="Example: `concordant compile --config gpu --out treatment.yaml`")
-def compile_graph(out: Annotated[Path, typer.Option(help="File to write.")] = Path("treatment.yaml"), config: ConfigOption = None) -> None:
-    """Write the graph for a Kubeflow Pipelines cluster."""
-    from pipelines import placement
-    from pipelines.cluster import compile_to
-
-    compile_to(out, placement.read(config) if config else placement.Placement())
-    console.print(f"Wrote {out}: the same graph that `concordant run` executes.")
-
-
-@app.command(epilog="Example: `concordant submit warfarin --source s3://records/export --host http://127.0.0.1:8888`")
-def submit(
-    decision: Decision,
-    source: SourceOption,
-    host: Annotated[str, typer.Option(help="Kubeflow Pipelines endpoint.")],
-    experiment: Annotated[str, typer.Option(help="Experiment to run in.")] = "concordant",
-    namespace: Annotated[str | None, typer.Option(help="Namespace, on a multi-user installation.")] = None,
-) -> None:
-    """Send a run to a Kubeflow Pipelines endpoint. A token is read from CONCORDANT_KFP_TOKEN."""
-    from features.server import is_server
-    from pipelines.cluster import submit_to
-
-    if is_server(source):
-        raise ConcordantError(
-            "A cluster reads folders and URLs of files. Bring the server's records to one: concordant ingest, then its exports."
-        )
-    run_id = submit_to(host, decision, source, experiment, namespace, os.environ.get("CONCORDANT_KFP_TOKEN"))
-    console.print(f"Submitted run {run_id} to {host}")
+app.command("compile", epilog="Example: `concordant compile --config gpu --out treatment.yaml`")(cluster_cli.compile_graph)
+app.command(epilog="Example: `concordant submit warfarin --source s3://records/export --config gpu --host http://127.0.0.1:8888`")(
+    cluster_cli.submit
+)
+app.command(epilog="Example: `concordant schedule warfarin --source s3://records/export --host http://127.0.0.1:8888 --name nightly`")(
+    cluster_cli.schedule
+)
 
 
 @app.command(epilog="Example: `concordant rules`")

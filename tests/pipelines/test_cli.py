@@ -19,6 +19,7 @@ COMMANDS = (
     "ask",
     "compile",
     "submit",
+    "schedule",
     "rules",
     "explain-rule",
     "store",
@@ -82,7 +83,7 @@ MISTAKES = {
         ("ingest", "http://127.0.0.1:9/fhir", "--out", "x", "--server", "no.yaml"),
         "The settings no.yaml can't be read",
     ),
-    "no cluster": (("submit", "warfarin", "--source", "s3://x/y", "--host", "http://127.0.0.1:9"), "did not take the run"),
+    "no cluster": (("submit", "warfarin", "--source", "s3://x/y", "--host", "http://127.0.0.1:9"), "did not answer"),
 }
 
 
