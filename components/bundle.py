@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from components.effects import Blend, Effects
 from components.models.fusion import Fusion
 from components.models.ridge import Ridge
 from components.models.trees import Trees
-from components.policy import Abstain, Mask, Recommendation, inputs, recommend
+from components.policy import Abstain, Mask, Recommendation, inputs, recommend, refused
 from components.preferences import Weights
-from components.reasons import explain
+from components.reasons import Reasons
 from components.record import read
 from components.rules import RuleSet
 from components.rules import load as load_rules
@@ -56,8 +56,24 @@ class Bundle:
 
     def effects(self, x_NF: Floats) -> Effects:
         """Effects of raw rows, in the decision's order of columns; NaN where missing."""
-        predictions = {"ridge": self.ridge.predict(x_NF), "trees": self.trees.predict(x_NF), "fusion": self.fusion.predict(x_NF)}
-        return self.blend.effects(self.decision, predictions, self.ridge.covariance(x_NF), x_NF)
+        ridge_NT, covariance_NTT = self.ridge.both(x_NF)
+        predictions = {"ridge": ridge_NT, "trees": self.trees.predict(x_NF), "fusion": self.fusion.predict(x_NF)}
+        return self.blend.effects(self.decision, predictions, covariance_NTT, x_NF)
+
+    def compared(self, x_NF: Floats) -> Effects:
+        """Effects of raw rows of which only differences between options, or the dose, will be looked at: the same ones, for less."""
+        ridge_NT, covariance_NTT = self.ridge.both(x_NF)
+        others = {name: member.predict for name, member in (("trees", self.trees), ("fusion", self.fusion)) if name in self._lean.members}
+        predictions = {"ridge": ridge_NT} | {name: predict(x_NF) for name, predict in others.items()}
+        return self._lean.differences(self.decision, predictions, covariance_NTT)
+
+    @cached_property
+    def _lean(self) -> Blend:
+        return self.blend.compared()
+
+    @cached_property
+    def _reasons(self) -> Reasons:
+        return Reasons.of(self.decision, self.typical_QF)
 
     def advise(self, rows: Rows, now_N: Ints) -> tuple[Effects, list[Recommendation]]:
         """Effects and recommendations of rows as they may be used at `now_N`: what is stale or implausible does not reach the model."""
@@ -78,14 +94,26 @@ class Bundle:
     ) -> tuple[Effects, list[Recommendation]]:
         """Effects and recommendations of aged rows: state of the inputs, rules, scores, preferences. Both doors answer through here.
 
-        `weights`: what matters to each patient. `explained`: with what moves the differences and what would change the answer, at about
-        the cost of a second answer.
+        `weights`: what matters to each patient. `explained`: with what moves the differences and what would change the answer. Then the
+        models run only for those whose inputs and rules allow a score, and effects of the others are NaN.
         """
-        effects, known = self.effects(x_NF), inputs(self.decision, x_NF, stale, outside, self.unlike(x_NF), implausible)
+        known = inputs(self.decision, x_NF, stale, outside, self.unlike(x_NF), implausible)
         told = self.facts(records, now_N)
         safety = self.safety(told)
+        if not explained:
+            effects = self.effects(x_NF)
+            return effects, recommend(self.decision, effects, known, safety, weights)
+        effects = self._scored(x_NF, ~refused(self.decision, known, safety))
         answers = recommend(self.decision, effects, known, safety, weights)
-        return effects, self._explained(answers, x_NF, effects, told, safety) if explained else answers
+        return effects, self._explained(answers, x_NF, effects, told, safety)
+
+    def _scored(self, x_NF: Floats, rows_N: Mask) -> Effects:
+        if rows_N.all():
+            return self.effects(x_NF)
+        if rows_N.any():
+            return self.effects(x_NF[rows_N]).among(rows_N)
+        nothing_NK = np.full((len(x_NF), len(self.decision.options)), np.nan)
+        return Effects(outcome_NK=nothing_NK, sd_NKK=np.repeat(nothing_NK[:, :, None], nothing_NK.shape[1], 2), overlap_NK=nothing_NK)
 
     def _explained(
         self, answers: list[Recommendation], x_NF: Floats, effects: Effects, told: Sequence[Facts], safety: Sequence[Safety]
@@ -95,7 +123,7 @@ class Bundle:
             unknown = {entry.option for entry in answer.excluded if entry.code == Abstain.LOW_OVERLAP}  # no rule would bring these back
             options = [name for name in self.decision.option_names if name not in unknown] if answer.scored else []
             found.append(replace(answer, changes=nearest(self.rules, known, self.decision, judged, today, options)))
-        return explain(self.decision, found, x_NF, effects, self.ridge.predict, self.effects, self.typical_QF)
+        return self._reasons.explain(found, x_NF, effects, self.ridge.predict, self.compared)
 
     def unlike(self, x_NF: Floats) -> Mask:
         """Rows that are unlike the training rows."""

@@ -51,6 +51,23 @@ class Effects:
         """Outcome of the first option minus that of the second."""
         return self.outcome_NK[:, :, None] - self.outcome_NK[:, None, :]
 
+    def among(self, rows_N: np.typing.NDArray[np.bool_]) -> "Effects":
+        """The same effects in the rows of a mask, which are all that it holds; NaN in the others."""
+
+        def at(found: Floats) -> Floats:
+            whole = np.full((len(rows_N), *found.shape[1:]), np.nan)
+            whole[rows_N] = found
+            return whole
+
+        return replace(
+            self,
+            outcome_NK=at(self.outcome_NK),
+            sd_NKK=at(self.sd_NKK),
+            overlap_NK=at(self.overlap_NK),
+            dose_N=None if self.dose_N is None else at(self.dose_N),
+            families=None if self.families is None else {name: at(found) for name, found in self.families.items()},
+        )
+
     def interval(self, level: float = LEVEL) -> tuple[Floats, Floats]:
         """Lower and upper bound of every pairwise difference."""
         half_NKK = NormalDist().inv_cdf(0.5 + level / 2) * self.sd_NKK
@@ -78,6 +95,23 @@ class Blend:
         mean_K = score_NK.mean(0)
         error_KK = difference_NKK.std(0) / np.sqrt(len(score_NK))
         return replace(self, effect_J=alone_J, constant_K=mean_K - mean_K.mean(), for_all_KK=error_KK)
+
+    def compared(self) -> "Blend":
+        """The same blend for rows whose options are only compared with each other, or whose dose is: it gives the same differences.
+
+        Without the level, which cancels, without members that have no weight in them, and without overlap.
+        """
+        dose = not len(self.effect_J)
+        weight_J = self.level_J if dose else self.effect_J[: len(self.members)]
+        kept = [j for j, weight in enumerate(weight_J) if weight > 0] or [0]
+        return replace(
+            self,
+            members=tuple(self.members[j] for j in kept),
+            level_J=self.level_J[kept] if dose else np.zeros(len(kept)),
+            effect_J=self.effect_J if dose else self.effect_J[[*kept, -1]],
+            overlap=None,
+            support=None,
+        )
 
     def target(self, predictions: Predictions) -> Floats:
         """Blended targets, N by T."""
@@ -107,12 +141,19 @@ class Blend:
 
     def effects(self, decision: Decision, predictions: Predictions, covariance_NTT: Floats, x_NF: Floats) -> Effects:
         """Effects of new rows."""
-        target_NT, sd_NTT = self.target(predictions), self.spread(predictions, covariance_NTT)
+        assert self.overlap is not None or decision.outcome.kind == "dose"  # a choice between treatments needs overlap, a dose does not
         overlap_NK = None if self.overlap is None else self.overlap.predict(x_NF)
-        found = of_targets(decision, target_NT, sd_NTT, self.residual_Q, overlap_NK)
+        found = self.differences(decision, predictions, covariance_NTT, overlap_NK)
         if self.for_all_KK is not None:
             return replace(found, for_all=True)
         return replace(found, families=families(decision, predictions, self.residual_Q))
+
+    def differences(
+        self, decision: Decision, predictions: Predictions, covariance_NTT: Floats, overlap_NK: Floats | None = None
+    ) -> Effects:
+        """What of the effects stands between options: without families, and, where none is given, without overlap."""
+        target_NT, sd_NTT = self.target(predictions), self.spread(predictions, covariance_NTT)
+        return of_targets(decision, target_NT, sd_NTT, self.residual_Q, np.ones_like(target_NT) if overlap_NK is None else overlap_NK)
 
     def save(self, folder: Path) -> None:
         """`blend.safetensors` and `blend.json`."""
@@ -259,11 +300,10 @@ def cross_propensity(training: Training) -> Floats:
     return e_NK
 
 
-def of_targets(decision: Decision, target_NT: Floats, sd_NTT: Floats, residual_Q: Floats, overlap_NK: Floats | None) -> Effects:
-    """Effects from targets and their uncertainty; a dose needs no overlap, a choice between treatments does."""
+def of_targets(decision: Decision, target_NT: Floats, sd_NTT: Floats, residual_Q: Floats, overlap_NK: Floats) -> Effects:
+    """Effects from targets and their uncertainty; of a dose, overlap is not looked at."""
     if decision.outcome.kind == "dose":
         return dose_effects(decision, target_NT[:, 0], sd_NTT[:, 0, 0], residual_Q)
-    assert overlap_NK is not None
     return Effects(outcome_NK=target_NT, sd_NKK=sd_NTT, overlap_NK=overlap_NK)
 
 

@@ -180,6 +180,11 @@ def inputs(
     return answers
 
 
+def refused(decision: Decision, known: Sequence[Inputs], safety: Sequence[Safety]) -> Mask:
+    """Rows whose inputs, or whose rules, allow no score at all."""
+    return np.array([_refusal(decision, *each)[0] is not None for each in zip(known, safety, strict=True)], bool)
+
+
 def _refusal(decision: Decision, known: Inputs, safety: Safety | None) -> tuple[Abstain | None, str]:
     if safety is not None and safety.expired:
         return Abstain.RULESET_EXPIRED, f"Safety rules have expired: {', '.join(safety.expired[:3])}. Install a current rule set."

@@ -14,7 +14,7 @@ import numpy as np
 
 from components.decision import Decision
 from components.effects import LEVEL, Effects
-from components.policy import Expected, Part, Recommendation
+from components.policy import Expected, Mask, Part, Recommendation
 from features.feature import Feature, Floats, Ints
 
 TRIED, TOLD = 6, 3  # facts on record that are measured, and told of each option
@@ -28,7 +28,7 @@ WORDS = {
 }  # fmt: skip
 
 Screen = Callable[[Floats], Floats]  # rows -> targets by the linear member, R by T
-Whole = Callable[[Floats], Effects]  # rows -> effects by the blend
+Whole = Callable[[Floats], Effects]  # rows -> effects by the blend, of which only differences between options, or the dose, are looked at
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class Group:
     label: str
     columns: Ints
     features: tuple[Feature, ...]
+    named: tuple[str, ...]  # each feature as it stands in a sentence
+
+    @property
+    def panel(self) -> bool:
+        """Whether it is a whole modality: only its absence is told."""
+        return self.label in PANELS.values()
 
 
 def groups(decision: Decision) -> tuple[Group, ...]:
@@ -52,56 +58,75 @@ def groups(decision: Decision) -> tuple[Group, ...]:
 def _group(columns: Sequence[Feature], belongs: Callable[[Feature], bool], label: str) -> Group:
     index = np.array([f for f, feature in enumerate(columns) if belongs(feature)], np.int64)
     features = tuple(columns[f] for f in index)
-    return Group(label or (_name(features[0]) if features else ""), index, features)
+    return Group(label or (_name(features[0]) if features else ""), index, features, tuple(map(_name, features)))
 
 
-def explain(
-    decision: Decision, answers: Sequence[Recommendation], x_NF: Floats, effects: Effects, screen: Screen, whole: Whole, typical_QF: Floats
-) -> list[Recommendation]:
-    """The answers with `parts` and reasons of every ranked option, and with what missing inputs would change. Numbers stay as they are."""
-    asked = [n for n, answer in enumerate(answers) if len(answer.ranked) > 1]
-    trials = [_Trial(decision, answers[n], x_NF[n], n, typical_QF) for n in asked]
-    if not trials:
-        return list(answers)
-    screened_RT = screen(np.concatenate([x_NF[asked], *(trial.rows for trial in trials)]))
-    start = len(asked)
-    for place, trial in enumerate(trials):
-        trial.choose(screened_RT[place], screened_RT[start : start + len(trial.rows)])
-        start += len(trial.rows)
-    rows_RF = np.concatenate([trial.chosen_rows for trial in trials])
-    found, start, told = whole(rows_RF) if len(rows_RF) else effects, 0, list(answers)
-    for trial in trials:
-        rows = slice(start, start + len(trial.chosen_rows))
-        told[trial.number] = trial.tell(effects, found, rows)
-        start = rows.stop
-    return told
+@dataclass(frozen=True)
+class Reasons:
+    """What a decision's answers are explained with, worked out once: the groups of its columns, and typical values to fill in."""
+
+    decision: Decision
+    groups: tuple[Group, ...]
+    belongs_GF: Mask
+    typical_QF: Floats
+
+    @classmethod
+    def of(cls, decision: Decision, typical_QF: Floats) -> "Reasons":
+        """For one decision; without typical values nothing is said about what is missing."""
+        found = groups(decision)
+        belongs_GF = np.zeros((len(found), len(decision.columns)), bool)
+        for g, group in enumerate(found):
+            belongs_GF[g, group.columns] = True
+        return cls(decision, found, belongs_GF, typical_QF)
+
+    def explain(
+        self, answers: Sequence[Recommendation], x_NF: Floats, effects: Effects, screen: Screen, whole: Whole
+    ) -> list[Recommendation]:
+        """The answers with `parts` and reasons of every ranked option, and with what missing inputs would change. Numbers stay as they are.
+
+        Where one option stands for all, no fact moves anything, so nothing is tried.
+        """
+        asked = [] if effects.for_all else [n for n, answer in enumerate(answers) if len(answer.ranked) > 1]
+        trials = [_Trial(self, answers[n], x_NF[n], n) for n in asked]
+        if not trials:
+            return list(answers)
+        screened_RT = screen(np.concatenate([x_NF[asked], *(trial.rows for trial in trials)]))
+        start = len(asked)
+        for place, trial in enumerate(trials):
+            trial.choose(screened_RT[place], screened_RT[start : start + len(trial.rows)])
+            start += len(trial.rows)
+        rows_RF = np.concatenate([trial.chosen_rows for trial in trials])
+        found, start, told = whole(rows_RF) if len(rows_RF) else effects, 0, list(answers)
+        for trial in trials:
+            rows = slice(start, start + len(trial.chosen_rows))
+            told[trial.number] = trial.tell(effects, found, rows)
+            start = rows.stop
+        return told
 
 
 class _Trial:
     """The rows that are tried for one patient: each group on record taken away, each missing one filled with typical values."""
 
-    def __init__(self, decision: Decision, answer: Recommendation, x_F: Floats, number: int, typical_QF: Floats) -> None:
-        self.decision, self.answer, self.x_F, self.number, self.size = decision, answer, x_F, number, len(typical_QF)
-        self.place = [decision.option_names.index(entry.option) for entry in answer.ranked]
-        known = [(group, ~np.isnan(x_F[group.columns])) for group in groups(decision)]
-        self.seen = [group for group, seen in known if seen.any() and group.label not in PANELS.values()]
-        self.missing = [group for group, seen in known if not seen.any()] if self.size else []
-        without = [self._with(group, np.full(len(group.columns), np.nan)) for group in self.seen]
-        filled = [self._with(group, typical_F[group.columns]) for group in self.missing for typical_F in typical_QF]
-        self.rows = np.array([*without, *filled]).reshape(-1, len(x_F))
+    def __init__(self, known: Reasons, answer: Recommendation, x_F: Floats, number: int) -> None:
+        self.decision, self.answer, self.x_F, self.number, self.size = known.decision, answer, x_F, number, len(known.typical_QF)
+        names = known.decision.option_names
+        self.place = [names.index(entry.option) for entry in answer.ranked]
+        self.against = [1, *[0] * (len(self.place) - 1)]
+        seen_G: Mask = np.asarray((known.belongs_GF & ~np.isnan(x_F)).any(1))
+        seen = [g for g, group in enumerate(known.groups) if seen_G[g] and not group.panel]
+        missing = np.flatnonzero(~seen_G) if self.size else np.zeros(0, np.int64)
+        self.seen, self.missing = [known.groups[g] for g in seen], [known.groups[g] for g in missing]
+        filled = np.where(known.belongs_GF[missing][:, None, :], known.typical_QF, x_F).reshape(-1, len(x_F))
+        self.rows = np.concatenate([np.where(known.belongs_GF[seen], np.nan, x_F), filled])
         self.chosen_seen, self.chosen_missing, self.chosen_rows = [*range(0)], [*range(0)], self.rows[:0]
-
-    def _with(self, group: Group, values: Floats) -> Floats:
-        row_F = self.x_F.copy()
-        row_F[group.columns] = values
-        return row_F
+        self.texts: dict[int, str] = {}
 
     def _measured(self, outcome_RK: Floats) -> Floats:
         """What is explained: the difference of each ranked option to the best, and of the best to the second; or the one target."""
         if outcome_RK.shape[1] == 1:
             return outcome_RK
         ranked_RK = outcome_RK[:, self.place]
-        return ranked_RK - ranked_RK[:, [1, *[0] * (len(self.place) - 1)]]
+        return ranked_RK - ranked_RK[:, self.against]
 
     def choose(self, now_T: Floats, tried_RT: Floats) -> None:
         """Keep the rows that the linear member moves most."""
@@ -133,11 +158,15 @@ class _Trial:
         return replace(self.answer, ranked=ranked, reasons=reasons, changes=(*self.answer.changes, *self._worth(now, tried, split)))
 
     def _parts(self, shift_R: Floats) -> tuple[Part, ...]:
-        found = [
-            Part(text=_words(group, self.x_F), features=tuple(feature.name for feature in group.features), shift=float(shift))
-            for group, shift in zip((self.seen[r] for r in self.chosen_seen), shift_R, strict=True)
-        ]
-        return tuple(sorted((part for part in found if abs(part.shift) >= 0.05), key=lambda part: -abs(part.shift))[:TOLD])
+        told = [(r, float(shift)) for r, shift in zip(self.chosen_seen, shift_R, strict=True) if abs(shift) >= 0.05]
+        told = sorted(told, key=lambda part: -abs(part[1]))[:TOLD]
+        return tuple(Part(text=self._text(r), features=tuple(f.name for f in self.seen[r].features), shift=shift) for r, shift in told)
+
+    def _text(self, r: int) -> str:
+        """The words of a fact: the same for every option that it moves."""
+        if r not in self.texts:
+            self.texts[r] = _words(self.seen[r], self.x_F)
+        return self.texts[r]
 
     def _worth(self, now: Effects, tried: Effects, start: int) -> list[str]:
         """What each missing input would do to the interval between the first two, and whether it could change which is first."""
@@ -179,15 +208,15 @@ def _name(feature: Feature) -> str:
 def _words(group: Group, x_F: Floats) -> str:
     """A fact in plain words: value and unit, or yes and no; of several flags only those that hold."""
     told, flags = [], []
-    for feature, value in zip(group.features, x_F[group.columns], strict=True):
-        if np.isnan(value):
+    for feature, name, value in zip(group.features, group.named, x_F[group.columns].tolist(), strict=True):
+        if value != value:  # NaN: not known
             continue
         if feature.unit == "flag":
-            flags.append((value == 1, f"{_name(feature)}: {'yes' if value == 1 else 'no'}"))
+            flags.append((value == 1, f"{name}: {'yes' if value == 1 else 'no'}"))
         elif feature.unit == "copies":
-            told.append(f"{_name(feature).removeprefix('copies of ')}, {value:g} {'copy' if value == 1 else 'copies'}")
+            told.append(f"{name.removeprefix('copies of ')}, {value:g} {'copy' if value == 1 else 'copies'}")
         else:
             number = f"{value:,.1f}".removesuffix(".0")
-            told.append(f"{_name(feature)} {number} {WORDS.get(feature.unit, feature.unit)}".rstrip())
+            told.append(f"{name} {number} {WORDS.get(feature.unit, feature.unit)}".rstrip())
     held = [text for holds, text in flags if holds] or [text for _, text in flags]
     return " and ".join(told + held)

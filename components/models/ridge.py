@@ -8,6 +8,7 @@ Axis suffixes: N rows, F features, P expanded features, K options, T targets, D 
 
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from components.models.shrinkage import DRAWS, Groups, Posterior, sample
 from components.tensors import FOLDS, Batch, Scaler, Training
-from features.feature import Floats
+from features.feature import Floats, Ints
 
 SCALES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # of a dose: prior spread of a product of features against that of a feature
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)
@@ -53,14 +54,20 @@ class Expansion:
         feature_P, kind_P = zip(*named, *((i, "pair") for i, _ in both), strict=True)
         return cls(missing=missing, bent=bent, pairs=both, group_P=groups, feature_P=feature_P, kind_P=kind_P)
 
+    @cached_property
+    def _places(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """Features that may be missing, that are bent, and both sides of the pairs."""
+        left, right = zip(*self.pairs, strict=True) if self.pairs else ((), ())
+        missing, bent, one, other = (np.array(found, np.int64) for found in (self.missing, self.bent, left, right))
+        return missing, bent, one, other
+
     def apply(self, batch: Batch) -> Floats:
-        x_NF = batch.scaled_NF
-        columns = [x_NF, (~batch.seen_NF[:, list(self.missing)]).astype(np.float64)]
-        for f in self.bent:
-            columns += [np.where(batch.seen_NF[:, [f]], np.maximum(x_NF[:, [f]] - knot, 0), 0.0) for knot in KNOTS]
-        if self.pairs:
-            left, right = (list(side) for side in zip(*self.pairs, strict=True))
-            columns.append(x_NF[:, left] * x_NF[:, right])
+        """Scaled rows as their P columns."""
+        missing, bent, left, right = self._places
+        x_NF, bent_NF = batch.scaled_NF, batch.scaled_NF[:, bent]
+        over_NFQ = np.where(batch.seen_NF[:, bent, None], np.maximum(bent_NF[:, :, None] - np.array(KNOTS), 0), 0.0)
+        columns = [x_NF, ~batch.seen_NF[:, missing], over_NFQ.reshape(len(x_NF), len(bent) * len(KNOTS))]
+        columns += [x_NF[:, left] * x_NF[:, right]] if self.pairs else []
         return np.concatenate(columns, axis=1)
 
 
@@ -92,7 +99,23 @@ class Ridge:
 
         Posterior of the weights, what a row's missing features leave open, and for effects UNSEEN.
         """
-        posterior_NTT = _covariance(self._columns(x_NF), self.draws_SD, self.weight_D, self.targets)
+        return self._unsure(self._columns(x_NF), x_NF)
+
+    def both(self, x_NF: Floats) -> tuple[Floats, Floats]:
+        """Expected targets and their covariance, from one reading of the rows."""
+        phi_NP = self._columns(x_NF)
+        return _predict(phi_NP, self.weight_D, self.intercept, self.targets), self._unsure(phi_NP, x_NF)
+
+    @cached_property
+    def _off(self) -> tuple[Floats, Floats]:
+        """The draws about their mean: of the columns, and of the options themselves, S by K."""
+        off_SD, size = self.draws_SD - self.weight_D, len(self.mean_P)
+        if self.targets == 1:
+            return off_SD, np.zeros((len(off_SD), 0))
+        return off_SD[:, size + self.targets :].reshape(-1, size), off_SD[:, size : size + self.targets]
+
+    def _unsure(self, phi_NP: Floats, x_NF: Floats) -> Floats:
+        posterior_NTT = _covariance(phi_NP, *self._off, self.targets)
         missing_NTT = np.einsum("nf,ftu->ntu", np.isnan(x_NF).astype(np.float64), self.carried_FTT)
         whole_NTT = posterior_NTT + missing_NTT + (UNSEEN * self.carried_FTT.sum(0) if self.targets > 1 else 0.0)
         return (whole_NTT + whole_NTT.transpose(0, 2, 1)) / 2  # rounding leaves no other trace
@@ -135,16 +158,15 @@ def _predict(phi_NP: Floats, weight_D: Floats, intercept: float, targets: int) -
     return np.asarray(base_N[:, None] + main_K + phi_NP @ cross_KP.T)
 
 
-def _covariance(phi_NP: Floats, draws_SD: Floats, weight_D: Floats, targets: int) -> Floats:
-    """Of the draws of the targets about their mean, N by T by T."""
-    off_SD, size = draws_SD - weight_D, phi_NP.shape[1]
+def _covariance(phi_NP: Floats, off_RP: Floats, main_SK: Floats, targets: int) -> Floats:
+    """Of the draws of the targets about their mean, N by T by T. `off_RP`: every draw of every target in turn."""
     if targets == 1:
-        return np.mean((phi_NP @ off_SD.T) ** 2, axis=1)[:, None, None]
-    main_SK, cross_SKP = off_SD[:, size : size + targets], off_SD[:, size + targets :].reshape(-1, targets, size)
-    out_NKK = np.zeros((len(phi_NP), targets, targets))
-    for rows in np.array_split(np.arange(len(phi_NP)), len(phi_NP) // 2000 + 1):  # bounded memory
-        off_NKS = (phi_NP[rows] @ cross_SKP.reshape(-1, size).T).reshape(len(rows), len(off_SD), targets).transpose(0, 2, 1) + main_SK.T
-        out_NKK[rows] = off_NKS @ off_NKS.transpose(0, 2, 1) / len(off_SD)
+        return np.mean((phi_NP @ off_RP.T) ** 2, axis=1)[:, None, None]
+    out_NKK, draws = np.zeros((len(phi_NP), targets, targets)), len(main_SK)
+    for first in range(0, len(phi_NP), 2000):  # bounded memory
+        rows = slice(first, first + 2000)
+        off_NKS = (phi_NP[rows] @ off_RP.T).reshape(-1, draws, targets).transpose(0, 2, 1) + main_SK.T
+        out_NKK[rows] = off_NKS @ off_NKS.transpose(0, 2, 1) / draws
     return out_NKK
 
 

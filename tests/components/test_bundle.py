@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,31 @@ def test_stale_values_do_not_reach_the_model(made: Made) -> None:
     assert [a.abstained for a in answers] == ["STALE_INPUT"] * 2
     gone = np.where(np.arange(6) == 1, np.nan, x_NF)
     np.testing.assert_array_equal(answered.outcome_NK, found.effects(gone).outcome_NK)
+
+
+def test_an_explained_answer_runs_the_models_only_for_those_who_can_be_scored(made: Made) -> None:
+    found = bundle.load(made.folder)
+    x_NF = np.array([[60.0, 70, 31, 0, 0, 7], [60.0, np.nan, 31, 0, 0, 7], [55.0, 66, 29, 0, 1, 7]])
+    told: Any = ([()] * 3, [""] * 3, [""] * 3, np.full(3, 1_700_000_000_000_000))
+    (plain, answers), (scored, explained) = found.answer(x_NF, *told), found.answer(x_NF, *told, explained=True)
+    for answer, again in zip(answers, explained, strict=True):
+        kept = tuple(replace(entry, parts=(), reason=entry.reason.split(" Mainly:")[0]) for entry in again.ranked)
+        assert replace(again, ranked=kept, changes=()) == answer
+    assert [answer.scored for answer in answers] == [True, False, True]
+    np.testing.assert_allclose(scored.outcome_NK[[0, 2]], plain.outcome_NK[[0, 2]], rtol=1e-6)
+    assert np.isnan(scored.outcome_NK[1]).all() and np.isnan(scored.sd_NKK[1]).all() and np.isnan(scored.overlap_NK[1]).all()
+    nobody, _ = found.answer(x_NF[1:2], *(each[1:2] for each in told), explained=True)
+    assert nobody.outcome_NK.shape == (1, 3) and np.isnan(nobody.outcome_NK).all()
+
+
+@pytest.mark.parametrize("effect_J", [(0.7, 0.0, 0.0, 0.3), (0.2, 0.3, 0.4, 0.1), (0.0, 0.0, 0.0, 1.0)])
+def test_comparing_gives_the_same_differences_for_less(made: Made, effect_J: tuple[float, ...]) -> None:
+    """Members without weight are not asked, and the level, which cancels, is left out."""
+    found = bundle.load(made.folder)
+    found = replace(found, blend=replace(found.blend, effect_J=np.array(effect_J)))
+    whole, lean = found.effects(made.x_NF[:40]), found.compared(made.x_NF[:40])
+    np.testing.assert_allclose(lean.difference_NKK, whole.difference_NKK, atol=1e-9)
+    np.testing.assert_allclose(lean.sd_NKK, whole.sd_NKK, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- damage

@@ -298,3 +298,13 @@ def test_a_dose_is_blended_by_shares_and_saved_without_a_propensity(tmp_path: Pa
     np.testing.assert_array_equal(one.outcome_NK, other.outcome_NK)
     np.testing.assert_array_equal(one.dose_N, other.dose_N)
     assert np.mean((crossfit.target_NT[:, 0] - target_N) ** 2) < 0.1
+
+
+def test_a_dose_that_is_only_compared_is_the_same_dose_without_the_members_that_have_no_weight() -> None:
+    level_J = np.array([0.6, 0.0, 0.4])
+    whole = Blend(members=("a", "b", "c"), level_J=level_J, effect_J=np.zeros(0), constant_K=np.zeros(0), residual_Q=np.linspace(-1, 1, 5))
+    lean, given = whole.compared(), {"a": np.array([[6.0]]), "b": np.array([[9.0]]), "c": np.array([[5.0]])}
+    assert lean.members == ("a", "c")
+    one, other = (blend.differences(WARFARIN, given, np.full((1, 1, 1), 0.3)) for blend in (whole, lean))
+    for name in ("outcome_NK", "sd_NKK", "dose_N"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name))

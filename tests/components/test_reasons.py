@@ -13,7 +13,7 @@ from components.bundle import Bundle
 from components.decision import Decision
 from components.effects import Blend, Effects
 from components.policy import Inputs, Part, Recommendation, recommend
-from components.reasons import PANELS, TOLD, explain, groups
+from components.reasons import PANELS, TOLD, Reasons, groups
 from features import store
 from features.feature import Floats
 from features.store import aged
@@ -43,7 +43,7 @@ def explained(x_NF: Floats, typical_QF: Floats | None = None, which: Decision = 
     effects = linear(x_NF)
     answers = recommend(which, effects, [Inputs()])
     typical = np.zeros((0, x_NF.shape[1])) if typical_QF is None else typical_QF
-    (found,) = explain(which, answers, x_NF, effects, lambda rows: linear(rows).outcome_NK, linear, typical)
+    (found,) = Reasons.of(which, typical).explain(answers, x_NF, effects, lambda rows: linear(rows).outcome_NK, linear)
     assert [(e.option, e.outcome, e.low, e.high) for e in found.ranked] == [(e.option, e.outcome, e.low, e.high) for e in answers[0].ranked]
     return found
 
@@ -88,7 +88,8 @@ def test_where_nothing_is_compared_nothing_is_explained() -> None:
     x_NF = asked(age_years=60)
     effects = linear(x_NF)
     refused = recommend(GLUCOSE, effects, [Inputs(missing=("hba1c_mmol_mol",))])
-    assert explain(GLUCOSE, refused, x_NF, effects, lambda rows: linear(rows).outcome_NK, linear, np.zeros((0, len(NAMES)))) == refused
+    reasons = Reasons.of(GLUCOSE, np.zeros((0, len(NAMES))))
+    assert reasons.explain(refused, x_NF, effects, lambda rows: linear(rows).outcome_NK, linear) == refused
 
 
 # ------------------------------------------------------------------------------------------------------------------------ missing inputs
@@ -185,6 +186,6 @@ def test_a_dose_is_explained_on_the_dose() -> None:
     effects = whole(x_NF)
     answers = recommend(WARFARIN, effects, [Inputs()])
     empty_QF = np.zeros((0, x_NF.shape[1]))
-    (found,) = explain(WARFARIN, answers, x_NF, effects, lambda rows: whole(rows).outcome_NK[:, :1], whole, empty_QF)
+    (found,) = Reasons.of(WARFARIN, empty_QF).explain(answers, x_NF, effects, lambda rows: whole(rows).outcome_NK[:, :1], whole)
     assert [part.shift for part in found.ranked[0].parts] == pytest.approx([-6.0])
     assert found.reasons[-1] == "The expected dose rests mainly on: age 60 years (-6.0 mg/wk)."
