@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.account import Account
-from features.collector import GROUPS, KINDS, Collected, Collector
+from features.collector import KINDS, Collected, Collector
 from features.moment import BEGIN_US, DAY_US, NEVER_US, UNDATED_US
 from features.pseudonym import WIDEST_DAYS
 from features.versions import Resolved, at, merged, resolve
@@ -36,29 +37,29 @@ SCHEMA = pa.schema(
 
 
 class Assembly:
-    """The events of everything that was collected, a group of patients at a time; `again` takes what waited for its Medication.
+    """What all collectors read, settled: versions resolved, words and patients numbered, every resource accounted for.
 
-    `offset_us` tells by how much the dates of a patient, named by pseudonym, are moved; None: they are kept.
+    `again` takes what waited for its Medication. Iterating gives the events, a group of patients at a time; `offset_us` tells by how much
+    the dates of a patient, named by pseudonym, are moved; None: they are kept.
     """
 
     def __init__(self, read: Sequence[Collected], again: Collector, offset_us: Callable[[str], int] | None = None) -> None:
-        known = {name: drug for part in read for name, drug in part.medications.items()}
-        again.take_again([one for part in read for one in part.waiting], known)
-        self.parts = [*read, again.finish()]
-        self.words = {name: _Merged([getattr(part, name) for part in self.parts]) for name in ("patients", "concepts", "codes", "units")}
-        self.resolved: Resolved = merged([resolve(np.concatenate([p.read("versions", n) for p in self.parts])) for n in range(GROUPS)])
-        self.offsets_us = np.array([offset_us(patient) for patient in self.words["patients"].words], np.int64) if offset_us else None
-        self.newest_us = tuple(max(part.newest_us[n] for part in self.parts) for n in (0, 1))
-        self.account = self._account()
-        first = np.full(len(self.words["patients"].words), NEVER_US, np.int64)
-        for part, numbers in zip(self.parts, self.words["patients"].numbers, strict=True):
+        told = sorted((row, name, drug) for part in read for name, (row, drug) in part.medications.items())
+        again.take_again([one for part in read for one in part.waiting], {name: drug for _, name, drug in reversed(told)})
+        self.parts, self._offset_us, self.groups = [*read, again.finish()], offset_us, again.collected.groups
+        words = {name: Words.merged([getattr(part, name) for part in self.parts]) for name in ("patients", "concepts", "codes", "units")}
+        found = [resolve(np.concatenate([part.read("versions", n) for part in self.parts])) for n in range(self.groups)]
+        first = np.full(len(words["patients"].words), NEVER_US, np.int64)
+        for part, numbers in zip(self.parts, words["patients"].numbers, strict=True):
             np.minimum.at(first, numbers, np.array(part.first_rows, np.int64))
-        self.ordinals = np.argsort(np.argsort(first))
+        newest = (max(part.newest_us[0] for part in self.parts), max(part.newest_us[1] for part in self.parts))
+        self.settled = Settled(words, merged(found), np.argsort(np.argsort(first)), newest)
+        self.account = self._account()
 
     def _account(self) -> Account:
         """What became of every received resource, with the lines of a piece counted from the beginning of its file."""
-        whole = Account(patients=len(self.words["patients"].words))
-        tasks = {task: told for part in self.parts for task, told in part.tasks.items()}
+        whole = Account(patients=len(self.settled.words["patients"].words))
+        tasks = {task: told for part in reversed(self.parts) for task, told in part.tasks.items()}
         before, so_far = {}, defaultdict[str, int](int)
         for task, (file, lines) in sorted(tasks.items()):
             before[task] = so_far[file]
@@ -66,21 +67,49 @@ class Assembly:
         for part in self.parts:
             whole.received.update(part.account.received)
             whole.quarantine += part.account.quarantine
-        for version in self.resolved.repeats:
+        for version in self.settled.resolved.repeats:
             task = int(version["task"])
             whole.refuse(tasks[task][0], int(version["line"]), KINDS[version["kind"]], "repeated", task=task)
         whole.quarantine = sorted(refusal._replace(line=refusal.line + before[refusal.task], task=0) for refusal in whole.quarantine)
         return whole
 
     def __iter__(self) -> Iterator[pa.Table]:
-        for number in range(GROUPS):
-            table = self._group(number)
+        for number in range(self.groups):
+            table = self.settled.events([part.read("facts", number) for part in self.parts], self._offset_us)
             self.account.events += table.num_rows
             yield table
 
-    def _group(self, number: int) -> pa.Table:
-        """Events of one group of patients, sorted so that the order of the lines within a patient does not matter."""
-        facts = np.concatenate([self._renumbered(n, part.read("facts", number)) for n, part in enumerate(self.parts)])
+
+@dataclass
+class Words:
+    """Words of several collectors in one list, and each collector's numbers in it."""
+
+    words: list[str]
+    numbers: list[npt.NDArray[np.int32]]
+
+    @classmethod
+    def merged(cls, lists: Sequence[list[str]]) -> "Words":
+        """In the order of the collectors."""
+        known: dict[str, int] = {}
+        numbers = [np.array([known.setdefault(word, len(known)) for word in words], np.int32) for words in lists]
+        return cls(list(known), numbers)
+
+
+@dataclass
+class Settled:
+    """What has to be known of the whole source to make events of some of its facts."""
+
+    words: dict[str, Words]
+    resolved: Resolved
+    ordinals: Ints  # of the patients
+    newest_us: tuple[int, int]  # of what is dated: time, recorded
+
+    def events(self, parts: Sequence[npt.NDArray[np.void]], offset_us: Callable[[str], int] | None = None) -> pa.Table:
+        """Events of one group of patients, sorted so that the order of the lines within a patient does not matter.
+
+        `parts`: the facts of the group, as each collector read them.
+        """
+        facts = np.concatenate([self._renumbered(n, part) for n, part in enumerate(parts)])
         resolved = self.resolved
         facts = facts[at(facts["row"], resolved.dropped, np.ones(len(resolved.dropped), np.int64), 0) == 0]
         ordinal = self.ordinals[facts["patient"]]
@@ -88,8 +117,10 @@ class Assembly:
         recorded = _dated(facts["recorded"], self.newest_us[1])
         recorded = np.maximum(recorded, at(facts["row"], resolved.late, resolved.late_us, BEGIN_US))
         ended = at(facts["row"], resolved.ended, resolved.ended_us, NEVER_US)
-        if self.offsets_us is not None:
-            time, recorded, ended = self._shifted(facts, time, recorded, ended)
+        if offset_us is not None:
+            used, whose = np.unique(facts["patient"], return_inverse=True)
+            offsets = np.array([offset_us(self.words["patients"].words[n]) for n in used], np.int64)
+            time, recorded, ended = self._shifted(facts, offsets[whose], time, recorded, ended)
         superseded = np.maximum(ended, recorded)
         order = np.lexsort([facts["row"], facts["identity"], facts["kind"], recorded, time, ordinal])
         facts = facts[order]
@@ -107,15 +138,14 @@ class Assembly:
         }
         return pa.table(columns, schema=SCHEMA)
 
-    def _shifted(self, facts: npt.NDArray[np.void], time: Ints, recorded: Ints, ended: Ints) -> tuple[Ints, Ints, Ints]:
-        """Dates moved by each patient's offset; what stands for always and never stays.
+    def _shifted(self, facts: npt.NDArray[np.void], own: Ints, time: Ints, recorded: Ints, ended: Ints) -> tuple[Ints, Ints, Ints]:
+        """Dates moved by each patient's offset, `own`; what stands for always and never stays.
 
         Undated facts go by the widest offset whoever they are of: still after everything that is dated, and their date, the same for
         all, does not tell the offset.
         """
-        assert self.offsets_us is not None
-        own = self.offsets_us[facts["patient"]]
-        born = facts["concept"] == self.words["concepts"].numbers_of.get("birth_date", -1)
+        words = self.words["concepts"].words
+        born = facts["concept"] == (words.index("birth_date") if "birth_date" in words else -1)
         facts["value"] += np.where(born, own / DAY_US, 0.0)
         by_time = np.where(facts["time"] == UNDATED_US, WIDEST_US, own)
         by_recorded = np.where(facts["recorded"] == UNDATED_US, WIDEST_US, own)
@@ -134,16 +164,6 @@ class Assembly:
         place = np.empty(len(order), np.int32)
         place[order] = np.arange(len(order))
         return pa.DictionaryArray.from_arrays(pa.array(place[indices]), pa.array(words[order], pa.string()))
-
-
-class _Merged:
-    """Words of several collectors in one list, and each collector's numbers in it."""
-
-    def __init__(self, lists: Sequence[list[str]]) -> None:
-        known: dict[str, int] = {}
-        self.numbers = [np.array([known.setdefault(word, len(known)) for word in words], np.int32) for words in lists]
-        self.words = list(known)
-        self.numbers_of = known
 
 
 def _dated(column: Ints, newest: int) -> Ints:

@@ -5,7 +5,8 @@ whoever finishes the table needs one group in memory at a time. Without a spool 
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from features.resources import Broken, Bundle, Deletion, Observation, Other
 from features.versions import VERSION
 
 Ints = npt.NDArray[np.int64]
-GROUPS = 16  # of patients by the first digit of the pseudonym, of resources by the first four bits of the keyed number
+GROUPS = 16  # of patients by the first digits of the pseudonym, of resources by the first bits of the keyed number: a power of 16
 KINDS = (*sorted(resources.READ), "deletion")
 TASK = 40  # bits of a row's number that count within its task: a file, or a piece of one
 _KIND = {name: number for number, name in enumerate(KINDS)}
@@ -84,9 +85,10 @@ class Collected:
     account: Account = field(default_factory=Account)
     first_rows: list[int] = field(default_factory=list)  # of each patient
     tasks: dict[int, tuple[str, int]] = field(default_factory=dict)  # file and number of lines of each
-    medications: dict[str, str | None] = field(default_factory=dict)
+    medications: dict[str, tuple[int, str | None]] = field(default_factory=dict)  # row and drug of the first of each id
     waiting: list[Waiting] = field(default_factory=list)
     newest_us: tuple[int, int] = (BEGIN_US, BEGIN_US)  # of what is dated: time, recorded
+    groups: int = GROUPS
     spool: Path | None = None
     kept: dict[str, list[npt.NDArray[np.void]]] = field(default_factory=lambda: {"facts": [], "versions": []})  # where there is no spool
 
@@ -94,17 +96,28 @@ class Collected:
         """The `facts` of a group of patients, or the `versions` of a group of resources."""
         kind = FACT if name == "facts" else VERSION
         if self.spool is not None:
-            path = self.spool / f"{name}-{group:02d}"
+            path = self.spool / f"{name}-{group:04d}"
             return np.fromfile(path, kind) if path.exists() else np.zeros(0, kind)
         return np.concatenate(self.kept[name]) if self.kept[name] and group == 0 else np.zeros(0, kind)
 
 
 class Collector:
-    """Turns received lines into columns, keeping account of every one."""
+    """Turns received lines into columns, keeping account of every one.
 
-    def __init__(self, key: PseudonymKey, now_us: int, spool: Path | None = None) -> None:
+    A request's Medication is that of its own file, else the first of that id in the source. `known`: who reads a share of a source can't
+    tell what is first; what is not known here waits for the end. None: everything is read here, in order.
+    """
+
+    def __init__(
+        self, key: PseudonymKey, now_us: int, spool: Path | None = None, known: Mapping[str, str | None] | None = None, groups: int = GROUPS
+    ) -> None:
         self.key, self.now_us = key, now_us
-        self.collected = Collected(spool=spool)
+        self.collected = Collected(spool=spool, groups=groups)
+        self._digits = len(f"{groups - 1:x}")
+        self._first: dict[str, str | None] = {}
+        self._near: dict[str, str | None] = {}  # Medications of the file that is read
+        self._known = self._first if known is None else known
+        self._medications: Mapping[str, str | None] = ChainMap(self._near, self._known)  # type: ignore[arg-type]
         self._patients: dict[str, int] = {}
         self._groups: list[int] = []  # of each patient
         self._unstored = 0
@@ -117,6 +130,7 @@ class Collector:
     def begin(self, file: str, task: int, place: str = "") -> None:
         """What follows is of a file, or of the piece of it that begins at `place`."""
         self.file, self._task, self._number, self._place = file, task, 0, f"{file}{place}"
+        self._near.clear()
         self.collected.tasks.setdefault(task, (file, 0))
 
     def take_all(self, lines: Iterable[bytes], first: int) -> None:
@@ -164,9 +178,9 @@ class Collector:
             identity = f"{kind}/{found.id or f'{self._place}:{self._number}'}"
             self._keep(found, kind, line, self._task << TASK | self._number, identity)
 
-    def take_again(self, waiting: Iterable[Waiting], medications: dict[str, str | None]) -> None:
+    def take_again(self, waiting: Iterable[Waiting], medications: Mapping[str, str | None]) -> None:
         """Resources that waited for their Medication, now that everything is read; where there is none, they go to quarantine."""
-        self.collected.medications = medications
+        self._medications = medications
         for one in waiting:
             self.begin(one.file, one.row >> TASK)
             self._keep(one.resource, type(one.resource).__name__, one.line, one.row, one.identity)
@@ -190,10 +204,12 @@ class Collector:
     def _keep(self, found: Any, kind: str, line: int, row: int, identity: str) -> None:
         if kind == "Medication":
             if isinstance(found.id, str):
-                self.collected.medications[found.id] = fhir.drug(found)
+                drug = self._near[found.id] = fhir.drug(found)
+                self._first.setdefault(found.id, drug)
+                self.collected.medications.setdefault(found.id, (row, drug))
             return
         try:
-            flat = fhir.state(found, self.collected.medications)
+            flat = fhir.state(found, self._medications)
         except fhir.MedicationUnread:
             self.collected.waiting.append(Waiting(found, self.file, line, row, identity))
             return
@@ -292,7 +308,7 @@ class Collector:
             if number is None:
                 number = known[patient] = len(known)
                 collected.patients.append(self.key.pseudonym(patient))
-                self._groups.append(int(collected.patients[-1][0], 16))
+                self._groups.append(int(collected.patients[-1][: self._digits], 16))
                 collected.first_rows.append(NEVER_US)
             each.append(number)
         numbers = np.repeat(np.array(each, np.int64), count)
@@ -322,14 +338,15 @@ class Collector:
             return
         versions, facts = (np.concatenate(kept[name]) for name in ("versions", "facts"))
         self.collected.kept = {"facts": [], "versions": []}
+        groups, bits = self.collected.groups, 63 - 4 * self._digits
         of_fact = np.array(self._groups, np.int64)[facts["patient"]] if len(facts) else facts["row"]
-        for name, found, group in (("versions", versions, versions["identity"] >> 59), ("facts", facts, of_fact)):
+        for name, found, group in (("versions", versions, versions["identity"] >> bits), ("facts", facts, of_fact)):
             order = np.argsort(group, kind="stable")
-            bounds = np.searchsorted(group[order], np.arange(GROUPS + 1))
-            for n in range(GROUPS):
+            bounds = np.searchsorted(group[order], np.arange(groups + 1))
+            for n in range(groups):
                 part = found[order[bounds[n] : bounds[n + 1]]]
                 if len(part):
-                    with (spool / f"{name}-{n:02d}").open("ab") as stream:
+                    with (spool / f"{name}-{n:04d}").open("ab") as stream:
                         part.tofile(stream)
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features import resources, source
+from features.account import Account
 from features.assembly import SCHEMA, Assembly
-from features.collector import Collected, Collector
+from features.collector import GROUPS, Collected, Collector
 from features.moment import BEGIN_US, DAY_US
 from features.pseudonym import PseudonymKey
 from features.source import Line, Task
@@ -60,7 +61,6 @@ def ingest(
     key: PseudonymKey,
     *,
     now: datetime | None = None,
-    workers: int = 1,
     progress: Progress | None = None,
     dates: Dates = "kept",
     check: Which | None = None,
@@ -68,71 +68,73 @@ def ingest(
 ) -> dict[str, Any]:
     """Read a source into `out`: `events.parquet`, `quarantine.parquet`, `summary.json`; returns the summary.
 
-    accepted + quarantined = received, per file and per resource type. The result does not depend on the number of `workers` (processes).
-    Memory is bounded by a sixteenth of the events, the rest lies in `out` meanwhile. Nothing appears under its name before it is whole.
-    `dates` shifted: those of each patient are moved by one secret number of days. `check`: which resources are also validated in full,
-    while `checked` gets how many of how many were passed.
+    accepted + quarantined = received, per file and per resource type. `shards.ingest` makes the same bytes with several processes.
+    Memory is bounded by a sixteenth of the events or 1 GB of the source, whichever is less; the rest lies in `out` meanwhile. Nothing
+    appears under its name before it is whole. `dates` shifted: those of each patient are moved by one secret number of days. `check`:
+    which resources are also validated in full, while `checked` gets how many of how many were passed.
     Raises SourceError where the source can't be read at all.
     """
     now_us, tasks = _micros(now or datetime.now(UTC)), source.tasks(origin)
+    groups = finer(sum(source.weights(tasks)))
     out.mkdir(parents=True, exist_ok=True)
     for left in out.glob(".spool*"):  # of a run that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as place:
         spool = Path(place)
-        read = _read_all(tasks, key, now_us, spool, workers, progress)
-        offset_us = (lambda patient: key.offset_days(patient) * DAY_US) if dates == "shifted" else None
-        assembly = Assembly(read, Collector(key, now_us, _folder(spool / "again")), offset_us)
+        collector = Collector(key, now_us, _folder(spool / "read"), groups=groups)
+        read_tasks(collector, tasks, progress)
+        again = Collector(key, now_us, _folder(spool / "again"), groups=groups)
+        assembly = Assembly([collector.finish()], again, offsets(key, dates))
         with pq.ParquetWriter(spool / "events.parquet", SCHEMA, compression="zstd") as writer:
             for table in assembly:
                 writer.write_table(table)
-        pq.write_table(assembly.account.table(), spool / "quarantine.parquet")
-        summary = assembly.account.summary() | {"dates": dates}
-        if check:
-            summary["validation"] = validate(origin, check, assembly.account, checked)
-        (spool / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        for name in ("events.parquet", "quarantine.parquet", "summary.json"):
-            (spool / name).replace(out / name)
+        validated = validate(origin, check, assembly.account, checked) if check else None
+        return write_account(assembly.account, spool, out, dates, validated)
+
+
+def finer(size: int) -> int:
+    """Into how many groups the patients of a source of so many bytes are divided, for each to fit into memory; a power of 16."""
+    return next(groups for groups in (GROUPS, GROUPS**2, GROUPS**3) if size <= groups << 30 or groups == GROUPS**3)
+
+
+def offsets(key: PseudonymKey, dates: Dates) -> Callable[[str], int] | None:
+    """By how much the dates of a patient are moved, in microseconds; None where they are kept."""
+    return (lambda patient: key.offset_days(patient) * DAY_US) if dates == "shifted" else None
+
+
+def write_account(account: Account, draft: Path, out: Path, dates: Dates, validated: dict[str, Any] | None) -> dict[str, Any]:
+    """`quarantine.parquet` and `summary.json`, and all three files from `draft` to where they belong; returns the summary."""
+    pq.write_table(account.table(), draft / "quarantine.parquet")
+    summary = account.summary() | {"dates": dates} | ({"validation": validated} if validated else {})
+    (draft / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    for name in ("events.parquet", "quarantine.parquet", "summary.json"):
+        (draft / name).replace(out / name)
     return summary
 
 
-def _read_all(tasks: list[Task], key: PseudonymKey, now_us: int, spool: Path, workers: int, progress: Progress | None) -> list[Collected]:
-    """Each worker takes every n-th task: what a worker reads is in the order of the source."""
-    shares = [tasks[n::workers] for n in range(workers) if tasks[n::workers]]
-    folders = [_folder(spool / str(n)) for n in range(len(shares))]
-    if len(shares) == 1:
-        return [_read_share(shares[0], key, now_us, folders[0], progress)]
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    with ProcessPoolExecutor(len(shares) - 1, get_context("spawn")) as pool:  # this process is a worker too
-        waiting = [pool.submit(_read_share, share, key, now_us, folder) for share, folder in zip(shares[1:], folders[1:], strict=True)]
-        return [_read_share(shares[0], key, now_us, folders[0], progress), *(one.result() for one in waiting)]
-
-
-def _read_share(tasks: list[Task], key: PseudonymKey, now_us: int, spool: Path, progress: Progress | None = None) -> Collected:
-    collector, collects = Collector(key, now_us, spool), gc.isenabled()
+def read_tasks(collector: Collector, tasks: Iterable[Task], progress: Progress | None = None, holding: bytes = b"") -> None:
+    """Read some tasks in order; `holding`: only the lines that hold these bytes."""
+    collects = gc.isenabled()
     gc.disable()  # nothing that is read here points back at what holds it; looking for that takes a sixth of the time
     try:
         for task in tasks:
-            _take(collector, task, progress)
-        return collector.finish()
+            _take(collector, task, progress, holding)
     finally:
         if collects:
             gc.enable()
 
 
-def _take(collector: Collector, task: Task, progress: Progress | None) -> None:
+def _take(collector: Collector, task: Task, progress: Progress | None, holding: bytes = b"") -> None:
     collector.begin(task.name, task.number, f"@{task.start}" if task.start else "")
     if source.is_whole(task.name):
         raw = source.whole(task)
         if raw is None:
             collector.take(resources.Broken("unreadable", "file_truncated"), 1)
-        else:
+        elif holding in raw:
             collector.take_file(raw)
         return
     for block in source.blocks(task):
-        collector.take_all(block.lines, block.first)
+        collector.take_all([line for line in block.lines if holding in line] if holding else block.lines, block.first)
         if block.problem:
             collector.take(resources.Broken("unreadable", block.problem), block.first + len(block.lines))
         if progress:

@@ -1,14 +1,21 @@
 """Keyed pseudonyms of patients and resources."""
 
+import base64
 import hmac
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from features.errors import ConcordantError
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 WIDEST_DAYS = 365
 
@@ -55,6 +62,24 @@ class PseudonymKey:
         """By how many days the dates of a patient are shifted: uniform in -365 to 365 without 0, always the same under this key."""
         drawn = int.from_bytes(hmac.digest(self._key, f"dates of {pseudonym}".encode(), "sha256"), "big") % (2 * WIDEST_DAYS)
         return drawn - WIDEST_DAYS if drawn < WIDEST_DAYS else drawn - WIDEST_DAYS + 1
+
+    def sealed(self, content: bytes) -> str:
+        """Content that must lie somewhere for a while and holds ids in clear, encrypted under a key of its own derived from this one."""
+        return self._fernet().encrypt(content).decode()
+
+    def opened(self, sealed: str) -> bytes:
+        """What was sealed under this key. Raises ConcordantError where it was another, or the content was changed."""
+        from cryptography.fernet import InvalidToken
+
+        try:
+            return self._fernet().decrypt(sealed.encode())
+        except InvalidToken:
+            raise ConcordantError("What another step left was written under another pseudonym key. Give all steps the same key.") from None
+
+    def _fernet(self) -> "Fernet":
+        from cryptography.fernet import Fernet
+
+        return Fernet(base64.urlsafe_b64encode(hmac.digest(self._key, b"sealed between steps", "sha256")))
 
     def number(self, text: str) -> int:
         """Keyed 63-bit number of any id."""

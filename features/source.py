@@ -112,6 +112,21 @@ def fingerprint(source: str) -> str:
     return whole.hexdigest()
 
 
+def weights(found: list[Task]) -> list[int]:
+    """Bytes of each task: how work is dealt out, and how finely what is read is divided."""
+    sizes: dict[str, int] = {}
+    for task in found:
+        if task.path not in sizes:
+            filesystem, place = fsspec.core.url_to_fs(task.path)
+            sizes[task.path] = filesystem.size(place) or 0
+    return [max(0, min(task.end or sizes[task.path], sizes[task.path]) - task.start) for task in found]
+
+
+def is_first(name: str) -> bool:
+    """Whether a file stands before the others: those of Patients and of Medications do."""
+    return _turn(name.rsplit("/", 1)[-1]) < 2
+
+
 def is_whole(name: str) -> bool:
     """Whether a file is one JSON text rather than lines of it."""
     return _plain(name).endswith(".json")

@@ -27,6 +27,10 @@ RunOption = Annotated[Path | None, typer.Option("--bundle", help="A run folder o
 ServerOption = Annotated[
     Path | None, typer.Option("--server", help="YAML file that says how to reach the FHIR server: client_id, client_key, group, ...")
 ]
+EngineOption = Annotated[
+    Literal["processes", "ray"], typer.Option(help="What runs the shards: processes of this machine, or the Ray cluster at RAY_ADDRESS.")
+]
+ShardsOption = Annotated[int, typer.Option(help="Parts that are worked on at once, by patient; the result does not depend on it.", min=1)]
 Validated = Literal["all", "quarantined", "sample"]
 Dates = Literal["kept", "shifted"]
 
@@ -124,28 +128,27 @@ def ingest(
     out: Annotated[Path, typer.Option(help="Folder to write events, quarantine and summary into.")],
     key: Annotated[Path | None, typer.Option(help="File of the pseudonym key; made where there is none.")] = None,
     server: ServerOption = None,
-    workers: Annotated[int, typer.Option(help="Processes that read; the result does not depend on it.", min=1)] = 1,
+    engine: EngineOption = "processes",
+    shards: ShardsOption = 1,
     validate: Annotated[Validated | None, typer.Option(help="Also check these resources in full against the FHIR R4B models.")] = None,
     dates: Annotated[Dates, typer.Option(help="shifted: each patient's dates moved by a secret number of days (for research).")] = "kept",
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
     """The door alone: FHIR to events, with an account of everything that was not accepted."""
     from features import events
+    from features import shards as sharded
     from pipelines import origin, show
     from pipelines.local import Workspace
 
     source = origin.local(console, source, server, Workspace(root=workspace).exports)
-    with show.reading(console) as (read, checked):
-        told = events.ingest(
-            source,
-            out,
-            events.PseudonymKey.at(key or out / "pseudonym.key"),
-            workers=workers,
-            progress=read,
-            dates=dates,
-            check=validate,
-            checked=checked,
-        )
+    keyed = events.PseudonymKey.at(key or out / "pseudonym.key")
+    if shards > 1 or engine != "processes":
+        with console.status("starting") as status:
+            options: dict[str, Any] = {"engine": engine, "shards": shards, "dates": dates, "check": validate}
+            told = sharded.ingest(source, out, keyed, tell=status.update, **options)
+    else:
+        with show.reading(console) as (read, checked):
+            told = events.ingest(source, out, keyed, progress=read, dates=dates, check=validate, checked=checked)
     show.ingested(console, told, out)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from results import table, write
 
-from features import events
+from features import events, shards
 from features.concepts import concepts
 from features.events import PseudonymKey
 from features.resources import READ
@@ -83,13 +83,14 @@ def validate(folder: Path) -> None:
             get_fhir_model_class(told["resourceType"]).model_validate(told)
 
 
-def ours(folder: Path, workers: int = 1) -> None:
+def ours(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as out:
-        events.ingest(str(folder), Path(out), PseudonymKey(KEY), workers=workers)
+        events.ingest(str(folder), Path(out), PseudonymKey(KEY))
 
 
 def ours_two(folder: Path) -> None:
-    ours(folder, workers=2)
+    with tempfile.TemporaryDirectory() as out:
+        shards.ingest(str(folder), Path(out), PseudonymKey(KEY), shards=2)
 
 
 MEASURED: dict[str, Callable[[Path], None]] = {
@@ -184,7 +185,7 @@ def rows(title: str, folder: Path, place: Path) -> list[tuple[str, ...]]:
         ("**ingest, Observation**", "ours", observations),
         ("**ingest, the types that we read**", "ours", kept),
         ("**ingest, all**", "ours", folder),
-        ("ingest, all, 2 workers", "ours_two", folder),
+        ("ingest, all, 2 shards", "ours_two", folder),
     )
     found = []
     for what, name, source in told:
@@ -236,7 +237,7 @@ def main() -> None:
             sources.insert(0, ("Synthea, 615 patients", unpack(SHARED / "synthea_615", place / "synthea")))
         found: list[Any] = [row for title, folder in sources for row in rows(title, folder, place)]
         columns = ("what", "MB", "MB/s of CPU", "CPU ms a MB", "wall s", "peak MiB")
-        note = f"pysof (SQL on FHIR in Rust) {pysof()}. The wall clock is of a machine that did other work too: compare 2 workers by CPU.\n"
+        note = f"pysof (SQL on FHIR in Rust) {pysof()}. The wall clock is of a machine that did other work too: compare 2 shards by CPU.\n"
         text = table("### From NDJSON to the events table", columns, found) + "\n" + note
         write("ingest", "Ingest of FHIR", command, text)
 

@@ -156,16 +156,13 @@ def test_the_same_export_twice_changes_no_byte_of_the_events(small_export: Path,
     assert {"000/Patient.ndjson", "001/Patient.ndjson"} <= names  # two files of one name stay two
 
 
-def test_two_workers_and_small_pieces_give_the_same_bytes(small_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_pieces_give_the_same_bytes(small_export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ingested(small_export, tmp_path / "one")
-    _, told = ingested(small_export, tmp_path / "two", workers=2)
     monkeypatch.setattr("features.source.PIECE", 200_000)
     monkeypatch.setattr("features.collector._FLUSH", 500)
-    _, pieces = ingested(small_export, tmp_path / "pieces")
-    for name in ("two", "pieces"):
-        for file in ("events.parquet", "quarantine.parquet", "summary.json"):
-            assert (tmp_path / name / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
-    assert told == pieces
+    ingested(small_export, tmp_path / "pieces")
+    for file in ("events.parquet", "quarantine.parquet", "summary.json"):
+        assert (tmp_path / "pieces" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["events.parquet", "quarantine.parquet", "summary.json"]
 
 

@@ -1,0 +1,181 @@
+"""Ingest divided among processes or machines: the same bytes as `events.ingest`, whatever the number of shards.
+
+`plan` deals out the files and reads the Medications; `read_share` turns a share of the files into columns, divided by patient; `settle`
+looks across all of them (versions, repeats, Medications elsewhere, the account); `build` makes the events of some groups of patients;
+`join` writes them one after the other. Between these functions everything lies at a place that all of them reach: a folder or a URL.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features import engines, source
+from features.account import Account, Refusal
+from features.assembly import SCHEMA, Assembly
+from features.collector import Collector
+from features.events import Dates, finer, offsets, read_tasks, write_account
+from features.parts import Place, facts, load, load_settled, of_group, save, save_settled
+from features.pseudonym import PseudonymKey
+from features.source import Task
+from features.validation import Which, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Who reads what. `now_us` is the same for all: a fact after it is refused."""
+
+    origin: str
+    now_us: int
+    groups: int
+    tasks: list[Task]
+    shares: list[list[int]]  # numbers of tasks, ascending
+    medications: dict[str, str | None]  # of the files that stand before the others
+
+
+def plan(origin: str, place: str, shards: int, now_us: int, key: PseudonymKey) -> Plan:
+    """Deal the files of a source out by size, the largest first to whoever has least; leaves the plan at the place.
+
+    Raises SourceError where the source can't be read at all.
+    """
+    tasks = source.tasks(origin)
+    weights = source.weights(tasks)
+    loads, shares = [0] * shards, [list[int]() for _ in range(shards)]
+    for number in sorted(range(len(tasks)), key=lambda n: (-weights[n], n)):
+        least = loads.index(min(loads))
+        loads[least] += weights[number] + 1
+        shares[least].append(number)
+    early = [task for task in tasks if source.is_first(task.name)]
+    found = Plan(
+        origin=origin,
+        now_us=now_us,
+        groups=finer(sum(weights)),
+        tasks=tasks,
+        shares=[sorted(share) for share in shares],
+        medications=_medications(early, key, now_us),
+    )
+    Place(place).write("plan.json", msgspec.json.encode(found))
+    return found
+
+
+def _medications(tasks: list[Task], key: PseudonymKey, now_us: int) -> dict[str, str | None]:
+    """The drug of each Medication in the files that a single reader would have read before the others."""
+    collector = Collector(key, now_us)
+    read_tasks(collector, tasks, holding=b'"Medication"')
+    return {name: drug for name, (_, drug) in collector.collected.medications.items()}
+
+
+def planned(place: Place) -> Plan:
+    """The plan that lies at a place."""
+    return msgspec.json.decode(place.read("plan.json"), type=Plan)
+
+
+def read_share(place: str, share: int, key: PseudonymKey) -> int:
+    """Read one share of the files and leave what they state, divided by patient; returns the number of resources."""
+    there = Place(place)
+    told = planned(there)
+    if there.local is not None:
+        there.local.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".share", dir=there.local) as folder:
+        spool = Path(folder) / "columns"
+        spool.mkdir()
+        collector = Collector(key, told.now_us, spool, told.medications, told.groups)
+        read_tasks(collector, [told.tasks[number] for number in told.shares[share]])
+        collected = collector.finish()
+        save(collected, there, f"part-{share:04d}", key)
+    return sum(collected.account.received.values())
+
+
+def settle(place: str, key: PseudonymKey, dates: Dates = "kept", check: Which | None = None) -> dict[str, Any]:
+    """Look across all shares; leaves what the groups need and the account. Returns the account's numbers, as yet without events."""
+    there = Place(place)
+    told = planned(there)
+    names = [f"part-{share:04d}" for share in range(len(told.shares))]
+    with tempfile.TemporaryDirectory(prefix=".again", dir=there.local) as folder:
+        spool = Path(folder) / "columns"
+        spool.mkdir()
+        again = Collector(key, told.now_us, spool, {}, told.groups)
+        assembly = Assembly([load(there, name, key) for name in names], again)
+        save_settled(assembly, there, [*names, "part-again"])
+        save(again.collected, there, "part-again", key)
+    account = assembly.account
+    received = [(file, kind, count) for (file, kind), count in account.received.items()]
+    validated = validate(told.origin, check, account) if check else None
+    whole = {"received": received, "quarantine": account.quarantine, "patients": account.patients, "dates": dates, "validated": validated}
+    there.write("account.json", msgspec.json.encode(whole))
+    return account.summary()
+
+
+def build(place: str, shard: int, key: PseudonymKey) -> int:
+    """Make the events of every n-th group of patients; returns their number."""
+    there, count = Place(place), 0
+    told, common = planned(there), load_settled(there)
+    offset_us = offsets(key, msgspec.json.decode(there.read("account.json"))["dates"])
+    for group in range(shard, told.groups, len(told.shares)):
+        table = of_group(there, group, common).events(facts(there, group, common), offset_us)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+            writer.write_table(table)
+        there.write(f"events/{group:04d}.arrows", sink.getvalue().to_pybytes())
+        count += table.num_rows
+    return count
+
+
+def join(place: str, out: Path) -> dict[str, Any]:
+    """Write `events.parquet`, `quarantine.parquet` and `summary.json` into a folder, and remove the place; returns the summary."""
+    there = Place(place)
+    groups, told = planned(there).groups, msgspec.json.decode(there.read("account.json"))
+    account = Account(patients=told["patients"])
+    account.received.update({(file, kind): count for file, kind, count in told["received"]})
+    account.quarantine = [Refusal(*one) for one in told["quarantine"]]
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder:
+        draft = Path(folder)
+        with pq.ParquetWriter(draft / "events.parquet", SCHEMA, compression="zstd") as writer:
+            for group in range(groups):
+                with pa.ipc.open_stream(there.read(f"events/{group:04d}.arrows")) as stream:
+                    table = stream.read_all()
+                account.events += table.num_rows
+                writer.write_table(table)
+        summary = write_account(account, draft, out, told["dates"], told["validated"])
+    there.remove()
+    return summary
+
+
+def ingest(
+    origin: str,
+    out: Path,
+    key: PseudonymKey,
+    *,
+    shards: int,
+    engine: str = "processes",
+    place: str = "",
+    now: datetime | None = None,
+    dates: Dates = "kept",
+    check: Which | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """As `events.ingest`, and the same bytes, by several processes of an engine at once.
+
+    `place` is where the processes leave things for each other: all of them have to reach it; "": a folder in `out`.
+    """
+    now_us = int((now or datetime.now(UTC)).timestamp() * 1_000_000)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder, engines.opened(engine, shards) as run:
+        there = place or f"{folder}/shuffle"
+        tell("looking at the source")
+        told = plan(origin, there, shards, now_us, key)
+        tell(f"reading {len(told.tasks):,} files in {shards} shards")
+        run(read_share, [(there, share, key) for share in range(shards)])
+        tell("settling versions and the account")
+        settle(there, key, dates, check)
+        tell(f"building the events in {shards} shards")
+        run(build, [(there, shard, key) for shard in range(shards)])
+        tell("writing")
+        return join(there, out)
