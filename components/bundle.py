@@ -35,7 +35,7 @@ from features import catalogue
 from features.feature import Floats, Ints
 from features.store import Rows, usable
 
-FORMAT = 2
+FORMAT = 3
 QUARTILES = (0.25, 0.5, 0.75)
 NOT_PUBLISHED = ("manifest.json", "message.txt", "crossfit.safetensors")  # cross-fitted predictions are of patients: they stay with the run
 

@@ -165,9 +165,8 @@ class Blend:
             self.overlap.save(folder)
             told["modality_F"] = self.overlap.smooth.scaler.modality_F
         if self.support is not None:
-            arrays |= {"precision_FF": self.support.precision_FF, "low_F": self.support.low_F, "high_F": self.support.high_F}
-            arrays |= {"support_center_F": self.support.scaler.center_F, "support_spread_F": self.support.scaler.spread_F}
-            told |= {"limit": self.support.limit, "support_modality_F": self.support.scaler.modality_F}
+            self.support.save(folder)
+            told["support_modality_F"] = self.support.scaler.modality_F
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "blend.safetensors")
         (folder / "blend.json").write_text(json.dumps(told), encoding="utf-8")
 
@@ -176,11 +175,7 @@ class Blend:
         """The blend that `save` wrote."""
         a, told = load_file(folder / "blend.safetensors"), json.loads((folder / "blend.json").read_text(encoding="utf-8"))
         overlap = Overlap.load(folder, tuple(told["modality_F"])) if "modality_F" in told else None
-        support = None
-        if "precision_FF" in a:
-            modality_F = tuple(told["support_modality_F"])
-            scaler = Scaler(center_F=a["support_center_F"], spread_F=a["support_spread_F"], modality_F=modality_F)
-            support = Support(scaler=scaler, precision_FF=a["precision_FF"], low_F=a["low_F"], high_F=a["high_F"], limit=told["limit"])
+        support = Support.load(folder, tuple(told["support_modality_F"])) if "support_modality_F" in told else None
         return cls(
             members=tuple(told["members"]),
             level_J=a["level_J"],

@@ -1,5 +1,7 @@
 """Who is unlike the training rows: together, or in one value; and who is not."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,24 @@ def test_values_that_never_go_together_are_refused_although_each_alone_is_common
 
 def test_knowing_nothing_of_a_patient_is_not_being_unlike(support: Support) -> None:
     assert not support.outside(np.full((1, 6), np.nan)).any()
+
+
+def test_carriers_of_a_rare_variant_are_inside_and_do_not_hide_values_that_nobody_has(training: Floats) -> None:
+    """One in a hundred carries each variant; six measured values three spreads away, each to its own side, are still unlike everybody."""
+    dice = np.random.default_rng(2)
+    known = np.where(np.isnan(training), 50.0, training)
+    rare = (dice.random((2000, 8)) < 0.01).astype(float)
+    support = Support.fit(np.hstack([known, rare]), Scaler.fit(np.hstack([known, rare]), MODALITIES + ("genomics",) * 8))  # type: ignore[arg-type]
+    carriers = np.hstack([known, rare])[rare.sum(1) == 1]
+    assert support.outside(carriers).mean() < 0.03
+    apart = np.full((1, 14), 0.0)
+    apart[0, :6] = [80, 20, 80, 20, 80, 20]
+    assert support.outside(apart).all()
+
+
+def test_a_support_that_was_saved_judges_alike(support: Support, training: Floats, tmp_path: Path) -> None:
+    support.save(tmp_path)
+    again = Support.load(tmp_path, support.scaler.modality_F)
+    far = training + np.linspace(0, 60, len(training))[:, None]
+    assert (again.outside(far) == support.outside(far)).all()
+    assert 0 < support.outside(far).mean() < 1
