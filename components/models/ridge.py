@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 
@@ -60,6 +61,13 @@ class Expansion:
         left, right = zip(*self.pairs, strict=True) if self.pairs else ((), ())
         missing, bent, one, other = (np.array(found, np.int64) for found in (self.missing, self.bent, left, right))
         return missing, bent, one, other
+
+    @property
+    def crossed_P(self) -> NDArray[np.bool_]:
+        """Columns that may tell options apart: not that a value is missing. A modality is often missing as a whole, then its flags are one
+        column many times over; on 2,000 rows of the simulated world their products with the options cost 0.05 mmol/mol of regret.
+        """
+        return np.array([kind != "missing" for kind in self.kind_P])
 
     def apply(self, batch: Batch) -> Floats:
         """Scaled rows as their P columns."""
@@ -196,7 +204,7 @@ def _fit(training: Training) -> Ridge:
     phi_NP = expansion.apply(batch)
     mean_P = phi_NP.mean(0)
     phi_NP = phi_NP - mean_P
-    sums = [_Sums.of(phi_NP, training, training.observed_N & (training.fold_N == f)) for f in range(FOLDS)]
+    sums = [_Sums.of(phi_NP, expansion, training, training.observed_N & (training.fold_N == f)) for f in range(FOLDS)]
     whole = _Sums.total(sums)
     learn = _DoseFit.chosen(sums, expansion) if training.targets == 1 else _OptionsFit(expansion=expansion, options=training.options)
     oof_NT = np.zeros((len(training), training.targets))
@@ -232,12 +240,12 @@ class _Sums:
     rows: int
 
     @classmethod
-    def of(cls, phi_NP: Floats, training: Training, rows_N: Any) -> "_Sums":
+    def of(cls, phi_NP: Floats, expansion: Expansion, training: Training, rows_N: Any) -> "_Sums":
         """Of some rows; their design is forgotten at once."""
         phi_NP, y_N = phi_NP[rows_N], training.target_N[rows_N]
         if training.targets > 1:
             given_NK = np.eye(training.options)[training.option_N[rows_N]]
-            cross_NKP = given_NK[:, :, None] * phi_NP[:, None, :]
+            cross_NKP = given_NK[:, :, None] * phi_NP[:, None, expansion.crossed_P]
             phi_NP = np.concatenate([phi_NP, given_NK, cross_NKP.reshape(len(phi_NP), -1)], axis=1)
         square = float(y_N @ y_N)
         return cls(
@@ -284,13 +292,18 @@ class _OptionsFit:
     def __call__(self, sums: _Sums) -> Posterior:
         told = list(zip(self.expansion.group_P, self.expansion.feature_P, self.expansion.kind_P, strict=True))
         base: list[tuple[str, str] | None] = [(f"prognosis {kind}", f"{feature} {kind}") for _, feature, kind in told]
-        cross: list[tuple[str, str] | None] = [(modality, f"{feature}") for modality, feature, _ in told]
+        crossed_P = self.expansion.crossed_P
+        cross: list[tuple[str, str] | None] = [(m, f"{f} {kind}") for (m, f, kind), is_in in zip(told, crossed_P, strict=True) if is_in]
         spread = np.diag(sums.gram_DD)[: len(told)].sum() / sums.rows  # of all columns together, were their coefficients 1
         groups = Groups.of(
             base + [None] * self.options + cross * self.options,
             lambda family: (PROGNOSIS if family.startswith("prognosis") else HETEROGENEITY) ** 2 / spread,
         )
-        return sample(sums.gram_DD, sums.centred_D, sums.spread, sums.rows, groups)
+        found = sample(sums.gram_DD, sums.centred_D, sums.spread, sums.rows, groups)
+        live_D = np.concatenate([np.ones(len(told) + self.options, bool), np.tile(crossed_P, self.options)])
+        mean_D, draws_SD = np.zeros(len(live_D)), np.zeros((len(found.draws_SD), len(live_D)))
+        mean_D[live_D], draws_SD[:, live_D] = found.mean_D, found.draws_SD
+        return Posterior(mean_D=mean_D, draws_SD=draws_SD)
 
     def scales(self, posterior: Posterior) -> dict[str, float]:
         """Typical difference that a spread of a modality's feature makes between options."""

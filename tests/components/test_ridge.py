@@ -90,6 +90,15 @@ def test_a_missing_modality_at_prediction_still_has_an_answer(member: Ridge, col
     assert predicted_NK.max() < np.nanmax(TRAINING.target_N) + 5
 
 
+def test_that_a_value_is_missing_does_not_itself_tell_options_apart(member: Ridge) -> None:
+    flags = np.flatnonzero(~member.expansion.crossed_P)
+    assert len(flags)  # else this world could not show it
+    size = len(member.mean_P)
+    for weight_SD in (member.weight_D[None], member.draws_SD):
+        assert not weight_SD[:, size + member.options :].reshape(-1, member.options, size)[..., flags].any()
+    assert member.weight_D[flags].any()  # of the outcome itself it may tell
+
+
 def test_one_row_alone_is_predicted_as_among_others(member: Ridge) -> None:
     together = member.predict(TRAINING.x_NF)
     np.testing.assert_allclose(member.predict(TRAINING.x_NF[[5]])[0], together[5], rtol=1e-12)
