@@ -27,9 +27,10 @@ from components.policy import Abstain, Mask, Recommendation, inputs, recommend, 
 from components.preferences import Weights
 from components.reasons import Reasons
 from components.record import read
+from components.rulebook import check
 from components.rules import RuleSet
 from components.rules import load as load_rules
-from components.safety import Facts, Safety, check, evaluate
+from components.safety import Facts, Safety, evaluate
 from components.thresholds import nearest
 from features import catalogue
 from features.feature import Floats, Ints

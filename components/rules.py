@@ -244,11 +244,6 @@ class Rule(_Record):
         """Its comparisons and questions."""
         return atoms(self.expression)
 
-    @cached_property
-    def asks_of_the_drug(self) -> bool:
-        """Whether its verdict depends on which of its drugs is judged; if not, one verdict holds for all."""
-        return any(atom.word in ("takes_drug", "interacts") or atom.word.endswith("_allergy") for atom in self.atoms)
-
     def limit(self, quantity: str, value: float) -> float:
         """Greatest age in days at which a measured value counts."""
         return next(entry.limit(value) for entry in self.requires if entry.input == quantity)
@@ -280,9 +275,12 @@ def _problems(rule: Rule) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RuleSet:
-    """Rules in the order of their ids, what their names mean, and a version that changes with every character of the files."""
+    """Rules in the order of their ids, what their names mean, and a version that changes with every character of the files.
+
+    Two sets are the same only where they are one object: what was worked out for one is never used for another.
+    """
 
     rules: tuple[Rule, ...]
     version: str

@@ -14,7 +14,8 @@ from math import isnan
 from typing import Literal, NamedTuple
 
 from components.decision import Decision
-from components.rules import UNITS, Atom, Case, Rule, RuleError, RuleSet, Truth, truth, units_of
+from components.questions import Asks, Question, plan
+from components.rules import UNITS, Atom, Rule, RuleSet, Truth, units_of
 from features.alleles import INDETERMINATE, called, phenotypes
 
 NO_KNOWN_ALLERGY = frozenset({("snomed", "716186003"), ("snomed", "409137002")})  # no known allergy, no known drug allergy
@@ -70,6 +71,9 @@ class Missing:
     input: str
     code: str
     text: str
+
+
+Judged = tuple[Truth, tuple[str, ...], tuple[Missing, ...]]  # a rule's verdict, what was used, what is missing
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,13 @@ class Safety:
 def evaluate(rules: RuleSet, facts: Facts, decision: Decision, today: date) -> Safety:
     """Every rule in force against every drug of every option, and against the drugs taken now; in an order of its own."""
 
-    def judged(drugs: Iterable[str], scope: str, option: str | None) -> tuple[Finding, ...]:
-        pairs = [(drug, rule) for drug in drugs for rule in rules.about.get(drug, ()) if rule.scope in (scope, "both")]
-        return _findings(rules, facts, [(drug, rule) for drug, rule in pairs if in_force(rule, decision.name, option, today)])
+    asked, planned = Asked(rules, facts), plan(rules)
+
+    def judged(drugs: tuple[str, ...], scope: str, option: str | None) -> tuple[Finding, ...]:
+        return _findings(asked, planned.in_force(drugs, scope, decision.name, option, today))
 
     options = [_option(name, option.drugs, judged(option.drugs, "option", name)) for name, option in decision.options.items()]
-    current = judged(sorted(facts.drugs or ()), "current", None)
+    current = judged(tuple(sorted(facts.drugs or ())), "current", None)
     preferred = [(entry.option, f) for entry in options for f in entry.said("prefer") if set(f.drugs) & set(entry.permitted)]
     told = [finding for entry in options for finding in entry.findings] + list(current)
     gaps = {gap for finding in told for gap in finding.missing} | set(_not_read(rules, facts))
@@ -150,11 +155,6 @@ def evaluate(rules: RuleSet, facts: Facts, decision: Decision, today: date) -> S
         ruleset=rules.version,
         expired=rules.expired(today),
     )
-
-
-def in_force(rule: Rule, decision: str, option: str | None, today: date) -> bool:
-    here = (not rule.decisions or decision in rule.decisions) and (not rule.options or option in rule.options)
-    return here and rule.effective_from <= today
 
 
 def _option(name: str, drugs: tuple[str, ...], findings: tuple[Finding, ...]) -> OptionSafety:
@@ -169,32 +169,71 @@ def _option(name: str, drugs: tuple[str, ...], findings: tuple[Finding, ...]) ->
     )
 
 
-def _findings(rules: RuleSet, facts: Facts, judged: Iterable[tuple[str, Rule]]) -> tuple[Finding, ...]:
+def _findings(asked: "Asked", judged: Iterable[tuple[Rule, tuple[str, ...]]]) -> tuple[Finding, ...]:
     """One finding a rule and effect, with the drugs that it is about."""
     found: dict[tuple[str, Effect], Finding] = {}
-    once: dict[str, tuple[Truth, tuple[str, ...], tuple[Missing, ...]]] = {}
-    for drug, rule in judged:
-        told = once.get(rule.rule_id) or judge(rules, rule, drug, facts)
-        if not rule.asks_of_the_drug:
-            once[rule.rule_id] = told
-        verdict, used, missing = told
+    alike = ((rule, group) for rule, drugs in judged for group in ([(drug,) for drug in drugs] if asked.depends(rule) else [drugs]))
+    for rule, drugs in alike:
+        verdict, used, missing = asked.judge(rule, drugs[0])
         if verdict is not False:
             effect: Effect = rule.action if verdict else _GAP[rule.on_missing]
             so_far = found.get((rule.rule_id, effect), Finding(rule, effect, (), (), ()))
             used, missing = tuple(dict.fromkeys(so_far.used + used)), tuple(dict.fromkeys(so_far.missing + missing))
-            found[rule.rule_id, effect] = Finding(rule, effect, (*so_far.drugs, drug), used, missing)
+            found[rule.rule_id, effect] = Finding(rule, effect, (*so_far.drugs, *drugs), used, missing)
     return tuple(sorted(found.values(), key=lambda f: (EFFECTS.index(f.effect), SEVERITIES.index(f.rule.severity), f.rule.rule_id)))
 
 
-def judge(rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> tuple[Truth, tuple[str, ...], tuple[Missing, ...]]:
+def judge(rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> Judged:
     """Does a rule fire for one drug: yes, no or not known; what was used, and, where it is not known, what is missing."""
-    answers = {atom: _answer(atom, rules, rule, drug, facts) for atom in rule.atoms}
-    verdict = truth(rule.expression, lambda atom: None if isinstance(answers[atom], Missing) else bool(answers[atom]))
-    if verdict is False:  # most rules for most patients: nothing is told of them
-        return False, (), ()
-    used = tuple(_told(atom, facts) for atom, answer in answers.items() if answer is True)
-    missing = tuple(dict.fromkeys(answer for answer in answers.values() if isinstance(answer, Missing)))
-    return verdict, used, missing if verdict is None else ()
+    return Asked(rules, facts).judge(rule, drug)
+
+
+class Asked:
+    """One patient, and what was answered so far: what does not depend on the drug is asked once for all drugs and rules."""
+
+    def __init__(self, rules: RuleSet, facts: Facts) -> None:
+        self.rules, self.facts, self._plan = rules, facts, plan(rules)
+        self._known: dict[Question, bool | Missing] = {}
+        self._told: dict[int, Judged] = {}
+        self._depends: dict[int, bool] = {}
+
+    def judge(self, rule: Rule, drug: str) -> Judged:
+        """As `judge`."""
+        if self.depends(rule):
+            return self._judge(self._plan.asks(rule), drug)
+        if id(rule) not in self._told:
+            self._told[id(rule)] = self._judge(self._plan.asks(rule), drug)
+        return self._told[id(rule)]
+
+    def depends(self, rule: Rule) -> bool:
+        """Whether the verdict may differ between drugs: only where an allergy, or a drug taken now, is one that the rule asks for."""
+        found = self._depends.get(id(rule))
+        if found is None:
+            asked = [question.atom for question in self._plan.asks(rule).questions if question.of_the_drug]
+            found = self._depends[id(rule)] = any(self._matters(atom) for atom in asked)
+        return found
+
+    def _matters(self, atom: Atom) -> bool:
+        if atom.word.endswith("_allergy"):
+            return bool(self.facts.allergies)
+        return any(not self.rules.members[name].isdisjoint(self.facts.drugs or ()) for name in atom.names)
+
+    def _judge(self, asks: Asks, drug: str) -> Judged:
+        verdict = asks.verdict(lambda number: None if isinstance(found := self._answer(asks.questions[number], drug), Missing) else found)
+        if verdict is False:  # most rules for most patients: nothing is told of them
+            return False, (), ()
+        answers = [(question.atom, self._answer(question, drug)) for question in asks.questions]
+        used = tuple(_told(atom, self.facts) for atom, answer in answers if answer is True)
+        missing = tuple(dict.fromkeys(answer for _, answer in answers if isinstance(answer, Missing)))
+        return verdict, used, missing if verdict is None else ()
+
+    def _answer(self, question: Question, drug: str) -> bool | Missing:
+        if question.of_the_drug:
+            return _answer(question, self.rules, drug, self.facts)
+        found = self._known.get(question)
+        if found is None:
+            found = self._known[question] = _answer(question, self.rules, drug, self.facts)
+        return found
 
 
 def _told(atom: Atom, facts: Facts) -> str:
@@ -208,9 +247,10 @@ def _told(atom: Atom, facts: Facts) -> str:
 # Each question gives True or False, or what is missing -----------------------------------------------------------------------------------
 
 
-def _answer(atom: Atom, rules: RuleSet, rule: Rule, drug: str, facts: Facts) -> bool | Missing:
+def _answer(question: Question, rules: RuleSet, drug: str, facts: Facts) -> bool | Missing:
+    atom = question.atom
     if atom.sign:
-        value = _value(atom, rules, rule, facts)
+        value = _value(question, rules, facts)
         return value if isinstance(value, Missing) else _holds(value, atom, rules)
     if atom.word == "has_condition":
         return _condition(atom.names[0], facts)
@@ -231,9 +271,9 @@ def _holds(value: float, atom: Atom, rules: RuleSet) -> bool:
     return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[atom.sign]
 
 
-def _value(atom: Atom, rules: RuleSet, rule: Rule, facts: Facts) -> float | Missing:
+def _value(question: Question, rules: RuleSet, facts: Facts) -> float | Missing:
     """Value of a quantity in our unit; infinitely many days since a condition that is not there."""
-    quantity, name = atom.word, "".join(atom.names)
+    quantity, name = question.atom.word, "".join(question.atom.names)
     if quantity == "age":
         return _known(facts.age_years, "age", "MISSING_REQUIRED", "Age is not known.")
     if quantity == "copies":
@@ -253,7 +293,8 @@ def _value(atom: Atom, rules: RuleSet, rule: Rule, facts: Facts) -> float | Miss
         return Missing(quantity, "UNIT_UNKNOWN", f"{quantity} came in a unit that can't be converted: it was not compared.")
     if reading.problem or sent.age_days < 0:
         return Missing(quantity, "IMPLAUSIBLE_INPUT", f"{quantity} or its date is not plausible: it was not compared.")
-    limit = rule.limit(quantity, reading.value)
+    assert question.fresh is not None  # a measurement stands under `requires`, which the rule's own check sees to
+    limit = question.fresh.limit(reading.value)
     if not sent.age_days <= limit:  # also where the age is NaN
         return Missing(quantity, "STALE_INPUT", f"{quantity} is older than {limit:g} days: measure it again.")
     return reading.value
@@ -295,6 +336,8 @@ def _allergy(atom: Atom, rules: RuleSet, drug: str, facts: Facts) -> bool | Miss
     if facts.allergies is None:
         text = "No allergy list is on record, which is not 'no known allergy'. Ask and record it."
         return Missing("allergies", "ALLERGY_UNKNOWN", text)
+    if not facts.allergies:
+        return False
     wanted = {drug} if atom.names[0] == "this" else rules.members.get(atom.names[0], frozenset()) | {atom.names[0]}
     counted = {"has_allergy": ("high", "unknown", "low"), "serious_allergy": ("high", "unknown"), "severe_allergy": ("high",)}[atom.word]
     return any(entry.criticality in counted and _substance(rules, entry) in wanted for entry in facts.allergies)
@@ -331,65 +374,3 @@ def phenotype(gene: str, facts: Facts) -> str | Missing:
     read = told == INDETERMINATE or called(gene, told) is not None
     code = "GENOTYPE_INDETERMINATE" if read else "GENOTYPE_NO_CALL" if gene in facts.diplotypes else "GENOTYPE_UNKNOWN"
     return found or Missing(gene, *_no_advice(gene, code))
-
-
-def facts_of(case: Case, rules: RuleSet) -> Facts:
-    """Facts of a rule's test case."""
-    given = case.given
-    codes = {name: key for key, name in reversed(rules.table.by_code.items()) if key[0].startswith(("allergen/", "drug/"))}
-    allergies = None if given.allergies is None else [(codes[name], how) for name, how in given.allergies.items()]
-    return Facts(
-        measurements={name: Measured(*sent) for name, sent in given.measured.items()},
-        conditions=dict.fromkeys([*(given.conditions or ()), *given.days_since], True),
-        problem_list=given.conditions is not None,
-        days_since=given.days_since,
-        drugs=None if given.drugs is None else frozenset(given.drugs),
-        allergies=None if allergies is None else tuple(Allergy(kind.split("/")[1], code, how) for (kind, code), how in allergies),
-        diplotypes=given.diplotypes,
-        variants={rsid: float("nan") if copies is None else copies for rsid, copies in given.variants.items()},
-        age_years=given.age,
-        female=given.female,
-        pregnant=given.pregnant,
-    )
-
-
-def check(rules: RuleSet) -> list[str]:
-    """Test cases that don't come out as their rule says: a rule set is used only where there is none."""
-    wrong = []
-    for rule in rules.rules:
-        first = next(drug for drug in rules.table.drugs if drug in rules.members[rule.drugs[0]])
-        for case in rule.test_cases:
-            found = judge(rules, rule, case.drug or first, facts_of(case, rules))[0]
-            if found != {True: True, False: False, "unknown": None}[case.fires]:
-                wrong.append(f"{rule.rule_id}: case '{case.case}' should give {case.fires}, gives {'unknown' if found is None else found}")
-    return wrong
-
-
-def listing(rules: RuleSet) -> list[dict[str, str]]:
-    """One row a rule for `concordant rules`, all in words."""
-    plain = ("rule_id", "version", "action", "severity", "condition", "jurisdiction", "expires")
-    return [
-        {name: str(getattr(rule, name)) for name in plain}
-        | {"drugs": ", ".join(rule.drugs), "source": rule.source.title, "reviewed": "yes" if rule.reviewed else "no"}
-        for rule in rules.rules
-    ]
-
-
-def explain(rules: RuleSet, rule_id: str) -> str:
-    """One rule with its cases as Markdown, for `concordant explain-rule ID`. Raises RuleError for an id that is not in the set."""
-    rule = next((rule for rule in rules.rules if rule.rule_id == rule_id), None)
-    if rule is None:
-        near = ", ".join(r.rule_id for r in rules.rules if r.rule_id.split(".")[0] == rule_id.split(".")[0])
-        raise RuleError(f"There is no rule '{rule_id}'. {'Near it: ' + near if near else 'concordant rules lists all'}.")
-    drugs = [drug for drug in rules.table.drugs if any(drug in rules.members[name] for name in rule.drugs)]
-    codes = "any drug" if "any" in rule.drugs else ", ".join(f"{drug} (RxNorm {rules.table.drugs[drug][0]})" for drug in drugs)
-    source = ", ".join(part for part in (rule.source.title, rule.source.url, rule.source.label_id, rule.source.label_date) if part)
-    fresh = ", ".join(f"{entry.input} at most {entry.max_age_days:g} days old" for entry in rule.requires) or "nothing measured"
-    lines = [
-        f"# {rule.rule_id} {rule.version}\n\n{rule.text}\n",
-        f"- {rule.action} ({rule.severity}) where `{rule.condition}`; where that is not known: {rule.on_missing}",
-        f"- judges {codes} as {rule.scope}; needs {fresh}",
-        f"- holds in {rule.jurisdiction}, {rule.effective_from} to {rule.expires}",
-        f"- source: {source}; {rule.source.licence}; {'compared' if rule.reviewed else 'NOT YET COMPARED'} with it\n\n## Cases\n",
-    ]
-    return "\n".join([*lines, *(f"- {c.case}: {c.given.model_dump(exclude_unset=True)} -> fires: {c.fires}" for c in rule.test_cases)])

@@ -6,8 +6,9 @@ from datetime import date
 from typing import Literal
 
 from components.decision import Decision
+from components.questions import plan
 from components.rules import UNITS, Atom, Rule, RuleSet, units_of
-from components.safety import Facts, Measured, OptionSafety, Safety, in_force, judge
+from components.safety import Asked, Facts, Measured, OptionSafety, Safety
 
 MOST = 6  # lines told of one patient
 STEP = 0.001  # just past a threshold, in our unit
@@ -53,6 +54,8 @@ def nearest(
 
     `options`: those that it may be about, all if None.
     """
+    if options is not None and not options:
+        return ()
     found: dict[tuple[str, str, bool, str], list[Change]] = {}
     for change in _changes(rules, facts, decision, safety, today):
         if options is not None and change.option not in options:
@@ -71,27 +74,41 @@ def nearest(
 
 
 def _changes(rules: RuleSet, facts: Facts, decision: Decision, safety: Safety, today: date) -> Iterator[Change]:
+    beyond, planned = _Beyond(rules, facts), plan(rules)
     for name, option in decision.options.items():
         entry = safety.of(name)
-        for drug in option.drugs:
-            for rule in rules.about.get(drug, ()):
-                compared = rule.action in ("block", "prefer") and rule.scope != "current" and any(atom.sign for atom in rule.atoms)
-                if compared and in_force(rule, decision.name, name, today):
-                    yield from _of_rule(rules, rule, facts, entry, drug)
+        for drug, rule in planned.compared(option.drugs, decision.name, name, today):
+            for crossing, fires in beyond.turns(rule, drug):
+                if kind := _kind(rule, entry, drug, fires):  # "": something else keeps that drug as it is
+                    yield Change(crossing, name, drug, kind, rule.source.title)
 
 
-def _of_rule(rules: RuleSet, rule: Rule, facts: Facts, entry: OptionSafety, drug: str) -> Iterator[Change]:
-    """Thresholds of one rule at which its verdict on a drug turns, where nothing else keeps that drug as it is."""
-    for atom in rule.atoms:
-        crossing = _crossing(rules, atom, facts)
-        if crossing is None:
-            continue
-        now, past = (judge(rules, rule, drug, each)[0] for each in (facts, _moved(rules, crossing, facts)))
-        if now == past or None in (now, past):
-            continue
-        kind = _kind(rule, entry, drug, bool(past))
-        if kind:
-            yield Change(crossing, entry.option, drug, kind, rule.source.title)
+class _Beyond:
+    """One patient, and the same patient past each threshold: what does not depend on the drug is worked out once."""
+
+    def __init__(self, rules: RuleSet, facts: Facts) -> None:
+        self._rules, self._facts, self._now = rules, facts, Asked(rules, facts)
+        self._past: dict[Crossing, Asked] = {}
+        self._told: dict[int, tuple[tuple[Crossing, bool], ...]] = {}
+
+    def turns(self, rule: Rule, drug: str) -> tuple[tuple[Crossing, bool], ...]:
+        """Crossings at which the verdict of a rule on a drug turns, and whether it fires beyond."""
+        told = self._told.get(id(rule))
+        if told is None:
+            told = tuple(self._turns(rule, drug))
+            if not self._now.depends(rule):
+                self._told[id(rule)] = told
+        return told
+
+    def _turns(self, rule: Rule, drug: str) -> Iterator[tuple[Crossing, bool]]:
+        for atom in rule.atoms:
+            crossing = _crossing(self._rules, atom, self._facts) if atom.sign else None
+            if crossing is not None:
+                if crossing not in self._past:
+                    self._past[crossing] = Asked(self._rules, _moved(self._rules, crossing, self._facts))
+                now, past = (asked.judge(rule, drug)[0] for asked in (self._now, self._past[crossing]))
+                if now is not None and past is not None and now != past:
+                    yield crossing, past
 
 
 def _kind(rule: Rule, entry: OptionSafety, drug: str, fires: bool) -> Literal["ruled out", "offered", "first", "not first", ""]:

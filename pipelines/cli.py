@@ -305,8 +305,8 @@ def rules() -> None:
 @app.command("explain-rule", epilog="Example: `concordant explain-rule sglt2.type_1_diabetes`")
 def explain_rule(rule: Annotated[str, typer.Argument(help="Id of a rule, as `concordant rules` lists it.")]) -> None:
     """Show one safety rule with its source and its test cases."""
+    from components.rulebook import explain
     from components.rules import load
-    from components.safety import explain
 
     console.print(_plain(explain(load(), rule)))
 

@@ -234,8 +234,8 @@ def effects(console: Console, table: Path, option: str, outcome: str, apply: Pat
 
 def rules(console: Console) -> None:
     """Every safety rule with its source and whether its threshold was compared with it."""
+    from components.rulebook import listing
     from components.rules import load
-    from components.safety import listing
 
     found = load()
     table = Table(title=f"rule set {found.version}: {len(found.rules)} rules", title_justify="left")

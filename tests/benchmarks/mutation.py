@@ -20,12 +20,12 @@ from results import table, write
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTMUT = "mutmut==3.8.1"
-MUTATED = ("safety", "policy")
-TESTS = ("golden_answers", "policy", "policy_safety", "preferences", "rules", "safety")
+MUTATED = ("safety", "questions", "policy")
+TESTS = ("golden_answers", "policy", "policy_safety", "preferences", "questions", "rules", "safety")
 CONFIG = """
 [tool.mutmut]
 source_paths = ["components"]
-only_mutate = ["components/safety.py", "components/policy.py"]
+only_mutate = ["components/safety.py", "components/questions.py", "components/policy.py"]
 also_copy = ["features", "serving"]
 pytest_add_cli_args_test_selection = [{tests}]
 pytest_add_cli_args = ["-m", "not deep and not slow and not shared_data", "-p", "no:cacheprovider", "-x"]

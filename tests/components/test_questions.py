@@ -1,0 +1,57 @@
+"""What is worked out once for a rule set says the same as asking every rule of every drug anew."""
+
+import dataclasses
+import random
+from datetime import date
+from functools import cache
+from itertools import product
+
+from components import decision, rules, safety
+from components.questions import plan
+from components.rulebook import facts_of
+from components.rules import RuleSet, truth
+from components.safety import Asked, Facts, Measured, judge
+
+TODAY = date(2026, 12, 1)
+MEASURED = {"egfr": Measured(24.0, "mL/min/1.73m2", 5.0)}
+KIDNEY = Facts(measurements=MEASURED, problem_list=True, drugs=frozenset(), allergies=(), age_years=71.0)
+
+
+@cache
+def shipped() -> RuleSet:
+    return rules.load()
+
+
+def test_a_verdict_is_that_of_the_plain_logic_for_every_rule_and_every_combination_of_answers() -> None:
+    tried = 0
+    for rule in shipped().rules:
+        asks, questions = plan(shipped()).asks(rule), [question.atom for question in plan(shipped()).asks(rule).questions]
+        assert questions == list(rule.atoms)
+        for answers in product((True, False, None), repeat=min(len(questions), 7)):
+            told = {atom: answers[number] if number < len(answers) else None for number, atom in enumerate(questions)}
+            assert asks.verdict(lambda number, told=told, q=questions: told[q[number]]) is truth(rule.expression, told.__getitem__)  # type: ignore[misc]
+            tried += 1
+    assert tried > 500
+
+
+def test_what_was_answered_before_changes_no_verdict() -> None:
+    """Every rule and drug in any order, with answers kept, against each asked by itself."""
+    table, dice = shipped(), random.Random(0)
+    pairs = [(rule, drug) for drug, about in table.about.items() for rule in about]
+    cases = [case for rule in table.rules for case in rule.test_cases]
+    for facts in [KIDNEY, Facts(), *(facts_of(case, table) for case in dice.sample(cases, 60))]:
+        asked = Asked(table, facts)
+        for rule, drug in dice.sample(pairs, 200):
+            assert asked.judge(rule, drug) == judge(table, rule, drug, facts)
+
+
+def test_another_set_or_another_day_is_judged_by_its_own_rules() -> None:
+    """Nothing worked out for one rule set, or for one day, is used for another."""
+    known, facts, table = decision.load("glucose_lowering"), KIDNEY, shipped()
+    before = safety.evaluate(table, facts, known, TODAY)
+    fired = {finding.rule.rule_id for entry in before.options for finding in entry.findings}
+    gone = dataclasses.replace(table, rules=tuple(rule for rule in table.rules if rule.rule_id not in fired))
+    assert all(not entry.findings for entry in safety.evaluate(gone, facts, known, TODAY).options)
+    early = min(rule.effective_from for rule in table.rules if rule.rule_id in fired).replace(year=1900)
+    assert all(not entry.findings for entry in safety.evaluate(table, facts, known, early).options)
+    assert safety.evaluate(table, facts, known, TODAY) == before
