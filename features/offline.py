@@ -14,7 +14,7 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineS
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 
-from features.asof import micros, renamed, values_at
+from features.asof import in_numpy, micros, renamed, values_at
 from features.rows import StoreError
 
 
@@ -71,6 +71,13 @@ class AsOfJob(RetrievalJob):  # type: ignore[misc]
         when = self._asked[self._stamp]
         keys = [str(name) for name in self._asked.columns if name != self._stamp]
         return RetrievalMetadata(self._refs, keys, when.min(), when.max())
+
+    def to_df(self, validation_reference: Any = None, timeout: int | None = None) -> pd.DataFrame:
+        """The same as a data frame: what was asked as it was given, times in UTC, and a column a feature, none of them copied."""
+        table = self.to_arrow(validation_reference=validation_reference, timeout=timeout)
+        given = self._asked.assign(**{self._stamp: pd.to_datetime(self._asked[self._stamp], utc=True)}).reset_index(drop=True)
+        columns = {name: given[name] if name in given else in_numpy(table[name].chunk(0)) for name in table.column_names}
+        return pd.DataFrame(columns, copy=False)
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         asked = self._asked.assign(**{self._stamp: pd.to_datetime(self._asked[self._stamp], utc=True)})

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import store
-from features.asof import known_rows, values_at
+from features.asof import in_numpy, known_rows, values_at
 from features.rows import Rows, StoreError
 
 US = 1_000_000
@@ -152,3 +152,30 @@ def test_a_runs_store_answers_analysts_by_the_same_join(tmp_path: Path) -> None:
     asked = pd.DataFrame({"patient_id": ["a", "a", "a"], "event_timestamp": days})
     told = opened.get_historical_features(asked, features=opened.get_feature_service("glucose_lowering")).to_df()
     assert told["hba1c_mmol_mol"].fillna(-1).tolist() == [60.0, 50.0, -1]
+
+
+@pytest.mark.parametrize("ids", [["a" * 32, "b" * 32, "c" * 32], ["a", "bb", "a longer one"]])
+def test_every_kind_of_column_is_picked_as_arrow_would_pick_it(tmp_path: Path, ids: list[str]) -> None:
+    table = pa.table(
+        {
+            "patient_id": pa.array([*ids, None]),
+            "event_timestamp": pa.array([1, 2, 3, 4], pa.timestamp("us", tz="UTC")),
+            "whole": pa.array([1.0, 2.0, 3.0, 4.0], pa.float32()),
+            "holes": pa.array([1.0, None, float("nan"), 4.0]),
+            "word": ["x", None, "z", "w"],
+            "count": pa.array([1, 2, None, 4], pa.int32()),
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    asked = pa.array([ids[2], None, ids[0], "d" * 32, ids[1], ids[2]])
+    names = ["whole", "holes", "word", "count"]
+    told = values_at(tmp_path / "x.parquet", names, asked, np.full(6, 10), keys=("patient_id", "event_timestamp", None))
+    expected = table.select(names).take(pa.array([2, None, 0, None, 1, 2]))
+    assert str(told.to_pydict()) == str(expected.to_pydict())  # as text: a NaN is none other
+    frame = pd.DataFrame({name: in_numpy(told[name].chunk(0)) for name in names}, copy=False)
+    pd.testing.assert_frame_equal(frame, expected.to_pandas())
+    frame.loc[0, "whole"] = 5.0  # whoever asked may write
+    nobody = values_at(
+        tmp_path / "x.parquet", names, pa.array([], pa.string()), np.zeros(0, np.int64), keys=("patient_id", "event_timestamp", None)
+    )
+    assert nobody.num_rows == 0 and nobody.column_names == names
