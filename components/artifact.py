@@ -166,6 +166,11 @@ def manifest_digest(folder: Path) -> str:
     return _sha256(manifest)[:16] if manifest.is_file() else ""
 
 
+def manifest_sha256(folder: Path) -> str:
+    """Digest of a sealed folder in full, as `sha256:...`: what a deployment is pinned by."""
+    return f"sha256:{_sha256(folder / 'manifest.json')}"
+
+
 def file_digest(path: str) -> str:
     """Digest of a file, "" where none is named."""
     return _sha256(Path(path)) if path else ""

@@ -292,6 +292,10 @@ app.command(epilog="Example: `concordant submit warfarin --source s3://records/e
 app.command(epilog="Example: `concordant schedule warfarin --source s3://records/export --host http://127.0.0.1:8888 --name nightly`")(
     cluster_cli.schedule
 )
+app.command(epilog="Example: `concordant deploy .concordant/runs/warfarin-1a2b3c4d --uri s3://models/warfarin-1a2b3c4d --namespace care`")(
+    cluster_cli.deploy
+)
+app.command(epilog="Example: `concordant sign .concordant/runs/warfarin-1a2b3c4d --key keys/publisher.pem`")(cluster_cli.sign)
 
 
 @app.command(epilog="Example: `concordant rules`")

@@ -82,6 +82,56 @@ def schedule(
     console.print(f"Schedule {name} {what}: {plan.cron} (seconds first, UTC), {made}")
 
 
+def deploy(
+    bundle: Annotated[Path, typer.Argument(help="A run folder or a bundle folder, whose digest is pinned.")],
+    uri: Annotated[str, typer.Option(help="Where the cluster finds the same bundle: s3://, gs://, pvc://, oci://.")],
+    name: Annotated[str, typer.Option(help="Name of the InferenceService.")] = "concordant",
+    namespace: Annotated[str, typer.Option(help="Its namespace.")] = "default",
+    traffic: Annotated[int, typer.Option(help="Percent of the traffic for the canary; 100 deploys at once.", min=0, max=100)] = 10,
+    prometheus: Annotated[str, typer.Option(help="Prometheus server that knows both predictors' metrics.")] = "",
+    champion_metrics: Annotated[str, typer.Option(help="Or a page of metrics: the champion's predictor.")] = "",
+    canary_metrics: Annotated[str, typer.Option(help="And the canary's.")] = "",
+    watch: Annotated[float, typer.Option(help="Seconds to watch the canary.", min=0)] = 900.0,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 15.0,
+    ready: Annotated[float, typer.Option(help="Seconds that it may take to become ready.", min=0)] = 600.0,
+    min_requests: Annotated[int, typer.Option(help="Fewer requests to the canary than these say nothing.", min=1)] = 200,
+    max_error_rate: Annotated[float, typer.Option(help="Share of its requests that may fail.", min=0, max=1)] = 0.01,
+    max_p99: Annotated[float, typer.Option(help="Seconds within which 99 % of its answers come.", min=0)] = 0.5,
+    max_abstention: Annotated[float, typer.Option(help="Largest difference of the shares abstained.", min=0, max=1)] = 0.05,
+    min_agreement: Annotated[float, typer.Option(help="Least overlap of its answers with the champion's.", min=0, max=1)] = 0.9,
+    public_key: Annotated[Path | None, typer.Option(help="Ed25519 public key (PEM) that must have signed the bundle.")] = None,
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
+) -> None:
+    """Put a bundle into a running InferenceService: pinned by digest, a canary first, promoted or rolled back by its metrics."""
+    from components import rollout
+    from components.canary import Limits, Watch
+    from components.cluster import Cluster
+
+    limits = Limits(
+        requests=min_requests, error_rate=max_error_rate, p99_s=max_p99, abstention_difference=max_abstention, agreement=min_agreement
+    )
+    if bool(champion_metrics) != bool(canary_metrics):
+        raise ConcordantError("--champion-metrics and --canary-metrics belong together.")
+    seen = Watch(champion=champion_metrics, canary=canary_metrics, prometheus=prometheus) if prometheus or canary_metrics else None
+    plan = rollout.Plan(percent=None if traffic == 100 else traffic, ready_s=ready, watch_s=watch, every_s=every, limits=limits)
+    new = rollout.reference(bundle, uri, public_key)
+    outcome = rollout.deploy(rollout.read(Cluster(context=context), namespace, name), new, plan, seen, console.print)
+    if outcome == "canary":
+        console.print(
+            "Nothing watches it. Give --prometheus, or end it: --traffic 100 promotes, the champion's bundle with --traffic 100 rolls back."
+        )
+
+
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="A run folder or a bundle folder.")],
+    key: Annotated[Path, typer.Option(help="Ed25519 private key (PEM); made where there is none, its public half beside it.")],
+) -> None:
+    """Sign a bundle: whoever deploys it can tell that it is the one that was published."""
+    from components.signature import sign as sign_bundle
+
+    console.print(f"Signed: {sign_bundle(bundle, key)}")
+
+
 def _placement(config: str | None) -> "Placement":
     from pipelines import placement
 

@@ -25,6 +25,9 @@ class Metrics:
         self._answers = Counter(
             "concordant_answers", "Answers for one patient, by option or abstention", ["decision", "kind", "code"], registry=registry
         )
+        self._models = Counter(
+            "concordant_model_answers", "Answers of a model, by option or abstention", ["model", "kind", "code"], registry=registry
+        )
         self._age = Histogram(
             "concordant_feature_age_days", "Age of required inputs when they were used", ["feature"], buckets=DAYS, registry=registry
         )
@@ -49,6 +52,12 @@ class Metrics:
                 self._age.labels(name).observe(days)
             for name in answer.stale:
                 self._stale.labels(name).inc()
+
+    def modelled(self, answers: Sequence[Response]) -> None:
+        """Answers that a model gave, to compare a canary with the champion: each predictor counts its own."""
+        for answer in answers:
+            kind, code = ("abstained", answer.abstained) if answer.abstained else ("recommended", answer.recommended or "none")
+            self._models.labels(answer.model_version, kind, code).inc()
 
     def serve(self, host: str, port: int) -> None:
         """`/metrics` on a port of its own, so that it is not reachable where the answers are."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import numpy as np
 import orjson
 from kserve.model import InferenceVerb
 
+from components.artifact import BundleError, manifest_sha256
 from components.bundle import Bundle, load
 from components.record import RecordError
 from features.errors import ConcordantError
@@ -42,7 +44,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
     def load(self) -> bool:
         """Verify and load the bundle. Raises BundleError."""
         self._seen = _mark(self._folder)
-        self.bundle = load(self._folder)
+        self.bundle = _pinned(self._folder)
         self.ready = True
         return True
 
@@ -58,7 +60,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
         with self._swapping:
             old = self.bundle
             try:
-                new = load(folder)
+                new = _pinned(folder)
                 if old is not None and new.decision.name != old.decision.name:
                     raise ConcordantError(f"The bundle decides {new.decision.name}, this endpoint {old.decision.name}.")
             except Exception as error:
@@ -113,7 +115,9 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
             _, answers = bundle.answer(x_NF, stale, outside, records, now_N, implausible, weights=weights, explained=True)
         except RecordError as error:
             raise BadRequest(str(error)) from None
-        return [response(bundle, answer, row, request_id) for answer, row in zip(answers, rows, strict=True)]
+        told = [response(bundle, answer, row, request_id) for answer, row in zip(answers, rows, strict=True)]
+        self.metrics.modelled(told)
+        return told
 
     def _explain(self, rows: list[FeatureRow], request_id: str) -> bytes:
         from serving.explainer import explain
@@ -122,6 +126,17 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
         assert bundle is not None
         told = explain(bundle, _matrix(bundle, rows), [row.as_of for row in rows], request_id)
         return orjson.dumps({"explanations": [entry.model_dump(mode="json") for entry in told]})
+
+
+def _pinned(folder: Path) -> Bundle:
+    """The bundle, where its digest is the one that this endpoint was deployed for; any, where none is set. Raises BundleError."""
+    bundle, pin = load(folder), os.environ.get("CONCORDANT_BUNDLE_DIGEST", "")
+    place = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    if pin and manifest_sha256(place) != pin:
+        raise BundleError(
+            f"The bundle here is {manifest_sha256(place)}, this endpoint was deployed for {pin}. Put that bundle in its place."
+        )
+    return bundle
 
 
 def _matrix(bundle: Bundle, rows: list[FeatureRow]) -> Floats:

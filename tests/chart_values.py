@@ -94,6 +94,7 @@ EDGES: dict[str, list[Any]] = {
     "image.pullPolicy": ["Always", "IfNotPresent", "Never"],
     "image.pullSecrets": [[], ["0", "yes"]],
     "mode": ["Standard", "Knative"],
+    "model.digest": ["", DIGEST],
     "model.uri": ["pvc://concordant-models/bundle", "s3://b/#: x", "oci://registry.example/a@" + DIGEST, "gs://b/'q'"],
     "store.claim": _NAMES,
     "store.path": ["store", "0", "null", "a/b.c"],

@@ -20,6 +20,8 @@ COMMANDS = (
     "compile",
     "submit",
     "schedule",
+    "deploy",
+    "sign",
     "rules",
     "explain-rule",
     "store",

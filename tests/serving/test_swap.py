@@ -230,3 +230,17 @@ def test_a_bundle_put_in_the_place_of_the_one_that_serves_is_found(whole_run: Wh
 
     in_a_loop(found())
     assert predictor.bundle is not None and predictor.bundle.version != old
+
+
+def test_an_endpoint_deployed_for_one_bundle_serves_no_other(whole_run: WholeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.artifact import BundleError, manifest_sha256
+
+    one, two = _copy(whole_run, tmp_path / "one"), _copy(whole_run, tmp_path / "two")
+    _shift(two, 1000.0)
+    monkeypatch.setenv("CONCORDANT_BUNDLE_DIGEST", manifest_sha256(one))
+    predictor = Predictor("m", one)
+    predictor.load()
+    assert predictor.bundle is not None and not predictor.swap(two)
+    assert manifest_sha256(one).startswith(f"sha256:{predictor.bundle.version}")
+    with pytest.raises(BundleError, match="was deployed for sha256:"):
+        Predictor("m", two).load()

@@ -1,0 +1,73 @@
+"""Who published a bundle: an Ed25519 signature of its manifest, in a file beside the bundle's folder.
+
+The manifest holds the sha256 of every file, so its signature covers all of them.
+"""
+
+import base64
+import os
+from pathlib import Path
+
+from components.artifact import BundleError, verify
+
+
+def sign(bundle: Path, key: Path) -> Path:
+    """Sign a verified bundle; returns the file of the signature. A key is made where there is none, its public half at `KEY.pub`."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    folder = _folder(bundle)
+    verify(folder)
+    if not key.exists():
+        _make(key)
+    try:
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+    except (ValueError, TypeError):
+        private = None
+    if not isinstance(private, Ed25519PrivateKey):
+        raise BundleError(f"{key} is no Ed25519 private key in PEM without a passphrase.")
+    out = _signature(folder)
+    out.write_bytes(base64.b64encode(private.sign((folder / "manifest.json").read_bytes())) + b"\n")
+    return out
+
+
+def check(bundle: Path, public_key: Path) -> None:
+    """Raises BundleError where the owner of the key has not signed this bundle."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    folder = _folder(bundle)
+    try:
+        public = serialization.load_pem_public_key(public_key.read_bytes())
+    except (ValueError, TypeError):
+        public = None
+    if not isinstance(public, Ed25519PublicKey):
+        raise BundleError(f"{public_key} is no Ed25519 public key in PEM.")
+    signed = _signature(folder)
+    if not signed.is_file():
+        raise BundleError(f"The bundle is not signed: there is no {signed}. Sign it: concordant sign {bundle} --key KEY")
+    try:
+        public.verify(base64.b64decode(signed.read_bytes().strip(), validate=True), (folder / "manifest.json").read_bytes())
+    except (InvalidSignature, ValueError):
+        raise BundleError(f"The signature {signed} is not of this bundle by the owner of {public_key}. Do not deploy it.") from None
+
+
+def _folder(bundle: Path) -> Path:
+    return bundle / "bundle" if (bundle / "bundle").is_dir() else bundle
+
+
+def _signature(folder: Path) -> Path:
+    return folder.with_name(f"{folder.resolve().name}.sig")
+
+
+def _make(key: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    made = Ed25519PrivateKey.generate()
+    key.parent.mkdir(parents=True, exist_ok=True)
+    told = made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(told)
+    public = made.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    key.with_name(key.name + ".pub").write_bytes(public)
