@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MUTMUT = "mutmut==3.8.1"
 MUTATED = ("safety", "questions", "policy")
 TESTS = ("golden_answers", "policy", "policy_safety", "preferences", "questions", "rules", "safety")
+KILLED = (1, 3)  # a test failed, or pytest itself; mutmut's own score counts a time-out as well, ours does not
 CONFIG = """
 [tool.mutmut]
 source_paths = ["components"]
@@ -51,6 +52,7 @@ def prepared(place: Path) -> Path:
 
 def run(mutmut: Path, place: Path, names: list[str], children: int) -> None:
     """Try mutants by name, all where none is named."""
+    (place / "mutants").mkdir(exist_ok=True)  # Python forgets a folder of its path that is not there when it starts
     environment = {**os.environ, "PYTHONPATH": str(place / "mutants"), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run(["nice", "-n", "10", mutmut, "run", "--max-children", str(children), *names], cwd=place, env=environment, check=False)
 
@@ -69,9 +71,10 @@ def told(codes: dict[str, int | None], chosen: list[str]) -> str:
     for name in (*MUTATED, ""):
         mine = [codes[key] for key in chosen if key.startswith(f"components.{name}")]
         tried = [code for code in mine if code is not None]
-        killed = sum(code != 0 for code in tried)
-        rows.append((f"`{name}.py`" if name else "**both**", f"{len(tried):,}", f"{killed:,}", f"{killed / max(len(tried), 1):.1%}"))
-    return table("### Mutants", ("file", "tried", "killed", "score"), rows)
+        killed, survived = sum(code in KILLED for code in tried), sum(code == 0 for code in tried)
+        score, other = f"{killed / max(len(tried), 1):.1%}", f"{len(tried) - killed - survived:,}"
+        rows.append((f"`{name}.py`" if name else "**both**", f"{len(tried):,}", f"{killed:,}", f"{survived:,}", other, score))
+    return table("### Mutants", ("file", "tried", "killed", "survived", "timed out or without a test", "score"), rows)
 
 
 def main() -> None:
@@ -92,9 +95,9 @@ def main() -> None:
     finally:
         shutil.rmtree(place)
     chosen = chosen or list(codes)
-    survived = [key for key in chosen if codes[key] == 0]
+    survived = [key for key in chosen if codes[key] not in (*KILLED, None)]
     how = f"{len(chosen):,} of {len(codes):,} mutants{' chosen at random with seed 0' if given.sample else ''}; {MUTMUT}.\n"
-    listed = "Survivors: " + ", ".join(f"`{key.removeprefix('components.')}`" for key in survived) + ".\n"
+    listed = "Not killed: " + ", ".join(f"`{key.removeprefix('components.')}`" for key in survived) + ".\n"
     write(
         "mutation",
         "Mutation testing",
