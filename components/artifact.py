@@ -76,7 +76,7 @@ def produce(
     """
     began = time.monotonic()
     home = os.environ.get("CONCORDANT_CACHE")
-    target = Path(home) / step / _key(step, inputs, {**parameters, "code": code_digest(packages)}) if home else Path(out)
+    target = _target(home, step, inputs, parameters, packages) if home else Path(out)
     if home:
         die_with_parent()
     _say(step, "started")
@@ -89,6 +89,38 @@ def produce(
         Path(out).symlink_to(target.resolve())
     message = (target / "message.txt").read_text(encoding="utf-8")
     _say(step, "reused" if reused else "finished", seconds=round(time.monotonic() - began, 2), message=message)
+
+
+def made_before(step: str, inputs: Sequence[str], parameters: Mapping[str, Any], packages: tuple[str, ...]) -> bool:
+    """Whether `produce` would hand out what an earlier run made."""
+    home = os.environ.get("CONCORDANT_CACHE")
+    return bool(home) and _is_whole(_target(str(home), step, inputs, parameters, packages))
+
+
+def perform(step: str, work: Callable[[], str]) -> str:
+    """Do a part of a step's work that leaves nothing behind but at a place of its own; returns and tells its one line for people."""
+    began = time.monotonic()
+    if os.environ.get("CONCORDANT_CACHE"):
+        die_with_parent()
+    _say(step, "started")
+    message = _guarded(work, step)
+    _say(step, "finished", seconds=round(time.monotonic() - began, 2), message=message)
+    return message
+
+
+def shuffle_place(shuffle: str, run: str) -> str:
+    """Where the shards of a run leave things for each other: a folder or URL that all steps reach. A laptop's run has one of its own."""
+    if shuffle:
+        return f"{shuffle.rstrip('/')}/{run}"
+    home = os.environ.get("CONCORDANT_CACHE")
+    if not home:
+        raise ConcordantError("Shards need a place that all steps reach. Name a claim or a root as workspace in the cluster file.")
+    shutil.rmtree(Path(home) / "shuffle", ignore_errors=True)  # of a run that was killed; a workspace is used by one at a time
+    return str(Path(home) / "shuffle" / "run")
+
+
+def _target(home: str, step: str, inputs: Sequence[str], parameters: Mapping[str, Any], packages: tuple[str, ...]) -> Path:
+    return Path(home) / step / _key(step, inputs, {**parameters, "code": code_digest(packages)})
 
 
 def pseudonym_key_path() -> Path:
@@ -105,7 +137,7 @@ def _make(target: Path, step: str, work: Callable[[Path], str]) -> None:
         shutil.rmtree(target)
     part = target.with_name(f"{target.name}.part{os.getpid()}")
     part.mkdir()
-    message = _guarded(work, step, part)
+    message = _guarded(lambda: work(part), step)
     (part / "message.txt").write_text(message, encoding="utf-8")
     seal(part)
     for path in [*part.rglob("*"), part]:
@@ -114,10 +146,10 @@ def _make(target: Path, step: str, work: Callable[[Path], str]) -> None:
     _sync(target.parent)
 
 
-def _guarded(work: Callable[[Path], str], step: str, part: Path) -> str:
+def _guarded(work: Callable[[], str], step: str) -> str:
     """Do the work; a failure that is not ours is told by its place alone, because its text may quote a record."""
     try:
-        return work(part)
+        return work()
     except (ConcordantError, OSError) as error:
         told = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "a file can't be read or written"
         cause = str(error) if isinstance(error, ConcordantError) else f"{type(error).__name__}: {told}."

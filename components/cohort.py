@@ -4,7 +4,7 @@ Axis suffixes: P patients on record, N rows of the cohort, K options, C negative
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,11 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
 
     Raises EmptyCohort, with the flow, where fewer than `smallest` patients with an outcome are left.
     """
-    events = Events(table)
+    return enough(found(Events(table), decision), decision, smallest)
+
+
+def found(events: Events, decision: Decision) -> Cohort:
+    """Cohort of a decision among the patients of some events, however few they are."""
     start_P, option_P = first_option(events, decision)
     keep_P, flow = _eligible(events, decision, start_P, option_P)
     rows = np.flatnonzero(keep_P)
@@ -96,7 +100,7 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
     else:
         target_N = _change(events, decision, ids, time_N)
         flow.append(("of these with an outcome in the window", int((~np.isnan(target_N)).sum())))
-    cohort = Cohort(
+    return Cohort(
         patient_ids=tuple(ids),
         time_N=time_N,
         option_N=option_N,
@@ -105,8 +109,12 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
         flow=tuple(flow),
         controls=_controls(events, decision, ids, time_N),
     )
+
+
+def enough(cohort: Cohort, decision: Decision, smallest: int = 50) -> Cohort:
+    """The same cohort. Raises EmptyCohort, with the flow, where fewer than `smallest` patients with an outcome are left."""
     if int(cohort.observed_N.sum()) < smallest:
-        lines = "\n".join(_told(flow))
+        lines = "\n".join(_told(cohort.flow))
         raise EmptyCohort(
             f"Decision '{decision.name}': {int(cohort.observed_N.sum())} patients with an outcome are left, {smallest} are needed.\n"
             f"{lines}\nGive a source with more patients who started one of: {', '.join(decision.option_names)}."
@@ -114,7 +122,7 @@ def select(table: pa.Table, decision: Decision, *, smallest: int = 50) -> Cohort
     return cohort
 
 
-def _told(flow: list[tuple[str, int]]) -> list[str]:
+def _told(flow: Sequence[tuple[str, int]]) -> list[str]:
     """The flow for people: who is left and how many were lost at each criterion, up to the first that leaves nobody."""
     told, before = [], flow[0][1]
     for step, count in flow:

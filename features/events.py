@@ -5,7 +5,8 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,9 +86,9 @@ def ingest(
         read_tasks(collector, tasks, progress)
         again = Collector(key, now_us, _folder(spool / "again"), groups=groups)
         assembly = Assembly([collector.finish()], again, offsets(key, dates))
-        with pq.ParquetWriter(spool / "events.parquet", SCHEMA, compression="zstd") as writer:
+        with writer(spool / "events.parquet", groups) as file:
             for table in assembly:
-                writer.write_table(table)
+                file.write_table(table)
         validated = validate(origin, check, assembly.account, checked) if check else None
         return write_account(assembly.account, spool, out, dates, validated)
 
@@ -156,9 +157,39 @@ def _ordered(table: pa.Table) -> pa.Table:
     return table.unify_dictionaries().combine_chunks().take(pa.array(order))
 
 
-def read(folder: Path) -> pa.Table:
-    """The events table that `ingest` wrote."""
-    return _ordered(pq.read_table(folder / "events.parquet", schema=SCHEMA))
+@contextmanager
+def writer(path: Path, groups: int) -> Iterator[pq.ParquetWriter]:
+    """An events file, to be written group by group."""
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as file:
+        yield file
+        file.add_key_value_metadata({"groups": str(groups)})
+
+
+def read(folder: Path, shard: int = 0, shards: int = 1) -> pa.Table:
+    """The events table that `ingest` wrote, or of every n-th group of patients."""
+    with pq.ParquetFile(folder / "events.parquet") as file:
+        if shards == 1:
+            return _ordered(file.read())
+        wanted = [n for n in range(file.num_row_groups) if _group(file, n) % shards == shard]
+        return _ordered(file.read_row_groups(wanted))
+
+
+def _group(file: pq.ParquetFile, number: int) -> int:
+    """The group of patients that a row group holds some events of; -1 where it is empty."""
+    digits = len(f"{int(file.metadata.metadata[b'groups']) - 1:x}")
+    told = file.metadata.row_group(number).column(SCHEMA.get_field_index("patient_id")).statistics
+    return int(told.min[:digits], 16) if told is not None and told.has_min_max else -1
+
+
+def newest_in(folder: Path) -> int:
+    """As `newest_us`, of what `ingest` wrote, without reading it."""
+    found, place = BEGIN_US, SCHEMA.get_field_index("recorded")
+    with pq.ParquetFile(folder / "events.parquet") as file:
+        for number in range(file.num_row_groups):
+            told = file.metadata.row_group(number).column(place).statistics
+            if told is not None and told.has_min_max:
+                found = max(found, (told.max - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1))
+    return found
 
 
 def newest_us(table: pa.Table) -> int:

@@ -14,17 +14,27 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from features import engines, source
 from features.account import Account, Refusal
 from features.assembly import SCHEMA, Assembly
 from features.collector import Collector
-from features.events import Dates, finer, offsets, read_tasks, write_account
+from features.events import Dates, finer, offsets, read_tasks, write_account, writer
+from features.events import ingest as alone
 from features.parts import Place, facts, load, load_settled, of_group, save, save_settled
 from features.pseudonym import PseudonymKey
 from features.source import Task
 from features.validation import Which, validate
+
+
+def fingerprinted(origin: str, key: PseudonymKey) -> dict[str, Any]:
+    """What the events of a source depend on, besides our code."""
+    return {"source": source.fingerprint(origin), "key": key.number("fingerprint of this key")}
+
+
+def sentence(told: dict[str, Any]) -> str:
+    """A summary in one line for people."""
+    return "{received:,} resources, {quarantined:,} in quarantine, {events:,} events of {patients:,} patients".format(**told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +130,8 @@ def build(place: str, shard: int, key: PseudonymKey) -> int:
     for group in range(shard, told.groups, len(told.shares)):
         table = of_group(there, group, common).events(facts(there, group, common), offset_us)
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
-            writer.write_table(table)
+        with pa.ipc.new_stream(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+            stream.write_table(table)
         there.write(f"events/{group:04d}.arrows", sink.getvalue().to_pybytes())
         count += table.num_rows
     return count
@@ -137,12 +147,12 @@ def join(place: str, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder:
         draft = Path(folder)
-        with pq.ParquetWriter(draft / "events.parquet", SCHEMA, compression="zstd") as writer:
+        with writer(draft / "events.parquet", groups) as file:
             for group in range(groups):
                 with pa.ipc.open_stream(there.read(f"events/{group:04d}.arrows")) as stream:
                     table = stream.read_all()
                 account.events += table.num_rows
-                writer.write_table(table)
+                file.write_table(table)
         summary = write_account(account, draft, out, told["dates"], told["validated"])
     there.remove()
     return summary
@@ -163,8 +173,10 @@ def ingest(
 ) -> dict[str, Any]:
     """As `events.ingest`, and the same bytes, by several processes of an engine at once.
 
-    `place` is where the processes leave things for each other: all of them have to reach it; "": a folder in `out`.
+    `place` is where the processes leave things for each other: all of them have to reach it; "": a folder in `out`. One shard needs none.
     """
+    if shards == 1 and engine == "processes":
+        return alone(origin, out, key, now=now, dates=dates, check=check)
     now_us = int((now or datetime.now(UTC)).timestamp() * 1_000_000)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder, engines.opened(engine, shards) as run:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from features.errors import ConcordantError
 from pipelines import cluster_cli
-from pipelines.options import Decision, SourceOption, console
+from pipelines.options import Decision, EngineOption, ShardsOption, SourceOption, console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,10 +27,6 @@ RunOption = Annotated[Path | None, typer.Option("--bundle", help="A run folder o
 ServerOption = Annotated[
     Path | None, typer.Option("--server", help="YAML file that says how to reach the FHIR server: client_id, client_key, group, ...")
 ]
-EngineOption = Annotated[
-    Literal["processes", "ray"], typer.Option(help="What runs the shards: processes of this machine, or the Ray cluster at RAY_ADDRESS.")
-]
-ShardsOption = Annotated[int, typer.Option(help="Parts that are worked on at once, by patient; the result does not depend on it.", min=1)]
 Validated = Literal["all", "quarantined", "sample"]
 Dates = Literal["kept", "shifted"]
 
@@ -46,6 +42,8 @@ def run(
     workspace: WorkspaceOption = WORKSPACE,
     patients: Annotated[int, typer.Option(help="Size of the simulated cohort.", min=200)] = 8000,
     seed: Annotated[int, typer.Option(help="Seed of the simulated cohort.")] = 0,
+    engine: Annotated[Literal["kubeflow", "processes", "ray"], EngineOption] = "kubeflow",
+    shards: ShardsOption = 1,
 ) -> None:
     """Run the whole pipeline here: records, features, models, evaluation, a verified bundle. A second run repeats nothing finished."""
     from components.decision import load
@@ -62,7 +60,7 @@ def run(
     source = origin.local(console, source, server, space.exports)
     files(source)
     with show.Progress(console) as progress:
-        folder = run_locally(decision, source, str(truth.resolve()) if truth else "", space, progress.tell)
+        folder = run_locally(decision, source, str(truth.resolve()) if truth else "", space, progress.tell, engine, shards)
     show.finished(console, folder)
 
 
@@ -128,7 +126,7 @@ def ingest(
     out: Annotated[Path, typer.Option(help="Folder to write events, quarantine and summary into.")],
     key: Annotated[Path | None, typer.Option(help="File of the pseudonym key; made where there is none.")] = None,
     server: ServerOption = None,
-    engine: EngineOption = "processes",
+    engine: Annotated[Literal["processes", "ray"], EngineOption] = "processes",
     shards: ShardsOption = 1,
     validate: Annotated[Validated | None, typer.Option(help="Also check these resources in full against the FHIR R4B models.")] = None,
     dates: Annotated[Dates, typer.Option(help="shifted: each patient's dates moved by a secret number of days (for research).")] = "kept",

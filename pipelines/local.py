@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -112,26 +113,32 @@ class _Log(TextIOBase):
     failure: Told | None = None
     _open: str = ""
     _file: Any = field(default=None)
+    _lock: Any = field(default_factory=threading.Lock)
 
     def write(self, text: str) -> int:
-        self._file = self._file or self.path.open("a", encoding="utf-8")
-        self._open += text
-        *whole, self._open = self._open.split("\n")
-        for line in whole:
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
-            self._file.write(plain + "\n")
-            if MARK in plain:
-                told = json.loads(plain.split(MARK, 1)[1])
-                self.failure = told if told["state"] == "failed" else self.failure
-                self.listener(told)
-        self._file.flush()
+        with self._lock:  # shards are told of by threads
+            self._file = self._file or self.path.open("a", encoding="utf-8")
+            self._open += text
+            *whole, self._open = self._open.split("\n")
+            for line in whole:
+                self._take(re.sub(r"\x1b\[[0-9;]*m", "", line))
+            self._file.flush()
         return len(text)
+
+    def _take(self, line: str) -> None:
+        self._file.write(line + "\n")
+        for part in line.split(MARK)[1:]:  # two where the lines of two threads ran into each other
+            told, _ = json.JSONDecoder().raw_decode(part.lstrip())
+            self.failure = told if told["state"] == "failed" else self.failure
+            self.listener(told)
 
     def isatty(self) -> bool:
         return False
 
 
-def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Callable[[Told], None]) -> Path:
+def run(
+    decision: str, source: str, truth: str, workspace: Workspace, tell: Callable[[Told], None], engine: str = "kubeflow", shards: int = 1
+) -> Path:
     """Run the graph; returns the run's folder with `metrics.json`, `report.html`, `bundle/` and `store/`.
 
     Steps that an earlier run finished with the same inputs, parameters and code are not repeated. Raises RunFailed.
@@ -151,7 +158,13 @@ def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Call
         for library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the matrices are small: one thread is the same bits on any machine,
             os.environ.setdefault(library, "1")  # and threads that wait for each other on busy cores cost ten times the work
         os.environ["PYTHONSAFEPATH"] = "1"  # a stranger's `features` folder in the working directory must not shadow ours
-        _execute(folder, log, {"decision": text, "source": source, "truth": truth, "registry": str(workspace.registry.folder.resolve())})
+        _execute(
+            engine,
+            shards,
+            folder,
+            log,
+            {"decision": text, "source": source, "truth": truth, "registry": str(workspace.registry.folder.resolve())},
+        )
         _collect(folder)
         told = {"decision": name, "source": source, "truth": truth}
         (folder / "run.json").write_text(json.dumps(told), encoding="utf-8")
@@ -162,15 +175,16 @@ def run(decision: str, source: str, truth: str, workspace: Workspace, tell: Call
     return folder
 
 
-def _execute(folder: Path, log: _Log, arguments: dict[str, str]) -> None:
+def _execute(engine: Any, shards: int, folder: Path, log: _Log, arguments: dict[str, str]) -> None:
     try:
         with redirect_stdout(log), redirect_stderr(log):
             from kfp import local
 
-            from pipelines.treatment import treatment
+            from pipelines.placement import Placement
+            from pipelines.treatment import graph
 
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "kfp"), raise_on_error=True)
-            treatment(**arguments)
+            graph(Placement(engine=engine, shards=shards))(**arguments)
     except KeyboardInterrupt:
         raise
     except Exception as error:

@@ -21,3 +21,9 @@ ConfigOption = Annotated[
 HostOption = Annotated[str, typer.Option("--host", help="Kubeflow Pipelines endpoint.")]
 ExperimentOption = Annotated[str, typer.Option("--experiment", help="Experiment to run in.")]
 KubeflowNamespace = Annotated[str | None, typer.Option("--namespace", help="Namespace, on a multi-user installation.")]
+EngineOption = typer.Option(
+    "--engine", help="What runs the shards: tasks of the graph (kubeflow), processes of one machine, or the Ray cluster at RAY_ADDRESS."
+)
+ShardsOption = Annotated[
+    int, typer.Option("--shards", help="Parts that are worked on at once, by patient; the result does not depend on it.", min=1)
+]

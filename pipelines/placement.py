@@ -15,12 +15,14 @@ from features.errors import ConcordantError
 from pipelines.local import STEPS as RUN
 
 SHIPPED = Path(__file__).parent / "clusters"
-STEPS = (*RUN, "gate")
-KEYED = ("ingest", "evaluate")  # read the pseudonym key
-READERS = ("ingest", "evaluate")  # read the source or a truth file, so they need the object store's credentials
+SHARDED = ("plan_shards", "read_shard", "settle_shards", "build_shard", "join_shards", "build_features_shard", "join_features")
+STEPS = (*RUN, *SHARDED, "gate")
+KEYED = ("ingest", *SHARDED[:5], "evaluate")  # read the pseudonym key
+READERS = ("ingest", *SHARDED[:5], "evaluate")  # read the source or a truth file, so they need the object store's credentials
 TRAINERS = ("train_ridge", "train_trees", "train_fusion")
 NEVER_CACHED = {  # Kubeflow's cache knows parameters and images, not what lies behind a name
     "ingest": "the records at a source change under the same name",
+    **dict.fromkeys(SHARDED[:5], "the records at a source change under the same name"),
     "fill_store": "an online store may have lost its rows",
     "evaluate": "the model to beat changes between runs",
 }
@@ -149,7 +151,8 @@ class Placement:
     secrets: Secrets = Secrets()
     workspace: Workspace = Workspace()
     training: Training | None = None
-    shards: Annotated[int, Field(ge=1, le=1024)] = 1
+    shards: Annotated[int, Field(ge=1, le=1024)] = 1  # parts that records and features are worked on in, by patient
+    engine: Literal["kubeflow", "processes", "ray"] = "kubeflow"  # what runs them: tasks of the graph, or processes or Ray inside `ingest`
     service_account: Name | None = None  # of the steps; it needs rights only where a TrainJob is started
 
     def step(self, name: str) -> Step:
@@ -174,6 +177,12 @@ class Placement:
         told["resources"] = {name: amount for name in ("cpu", "memory") if (amount := getattr(job.resources, name))}
         told |= {"timeout_seconds": step.timeout_s, "claim": self.workspace.claim or "", "mount": self.workspace.mount}
         return json.dumps(told, sort_keys=True)
+
+    @property
+    def shuffle(self) -> str:
+        """Where shards leave things for each other: in the claim, else in the bucket, else "" (a laptop's own)."""
+        held = self.workspace
+        return f"{held.mount}/shuffle" if held.claim else f"{held.root.rstrip('/')}/shuffle" if held.root else ""
 
     def place(self, task: Any) -> Any:
         """Put a step's settings on a task of kfp, by the name of its component; returns the task."""
@@ -310,6 +319,10 @@ def _step_problems(name: str, placement: Placement) -> list[str]:
 
 def _problems(placement: Placement) -> list[str]:
     job, found = placement.training, []
+    if placement.shards > 1 and placement.engine != "processes" and not placement.shuffle:
+        found.append(
+            f"shards is {placement.shards}, but there is no place that all of them reach. Name a workspace.claim or workspace.root."
+        )
     found += [f"steps.{name}: there is no such step. Steps: {', '.join(STEPS)}." for name in placement.steps if name not in STEPS]
     if job and placement.step("train_fusion").accelerator:
         found.append("train_fusion has an accelerator and training starts a TrainJob: the step only waits. Take one of the two out.")

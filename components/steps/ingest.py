@@ -6,17 +6,15 @@ from components.steps import component
 
 
 @component
-def ingest(source: str, events: dsl.Output[dsl.Dataset]):
+def ingest(source: str, events: dsl.Output[dsl.Dataset], engine: str = "processes", shards: int = 1, shuffle: str = ""):
     from components.artifact import produce, pseudonym_key_path
     from features.events import PseudonymKey
-    from features.events import ingest as read
-    from features.source import fingerprint
+    from features.shards import fingerprinted, sentence
+    from features.shards import ingest as read
 
     key = PseudonymKey.at(pseudonym_key_path())
 
     def work(folder):
-        told = read(source, folder, key)
-        return "{received:,} resources, {quarantined:,} in quarantine, {events:,} events of {patients:,} patients".format(**told)
+        return sentence(read(source, folder, key, engine=engine, shards=shards, place=shuffle))
 
-    parameters = {"source": fingerprint(source), "key": key.number("fingerprint of this key")}
-    produce(events.path, "ingest", [], parameters, work, packages=("features",))
+    produce(events.path, "ingest", [], fingerprinted(source, key), work, packages=("features",))
