@@ -48,9 +48,9 @@ class Cluster:
         """Of the API server."""
         return str(self._client.configuration.host)
 
-    def get(self, path: str, **query: str) -> Object | None:
-        """What lies at a path; None where there is nothing. Raises ClusterError."""
-        return self._ask("GET", path, query)
+    def get(self, path: str, *, bare: bool = False) -> Object | None:
+        """What lies at a path; None where there is nothing. `bare`: its metadata only, so no value of a secret. Raises ClusterError."""
+        return self._ask("GET", path, {}, bare=bare)
 
     def apply(self, path: str, found: Object) -> Object:
         """Server-side apply: our fields are set, fields of ours that are no longer named go, unknown ones are refused."""
@@ -60,11 +60,12 @@ class Cluster:
             raise ClusterError(f"{self.address} knows nothing at {path}.")
         return made
 
-    def _ask(self, method: str, path: str, query: dict[str, str], body: Object | None = None) -> Object | None:
+    def _ask(self, method: str, path: str, query: dict[str, str], body: Object | None = None, *, bare: bool = False) -> Object | None:
         from kubernetes.client.exceptions import ApiException
 
         kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
-        headers = {"Accept": "application/json", "Content-Type": kind}
+        wanted = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json" if bare else "application/json"
+        headers = {"Accept": wanted, "Content-Type": kind}
         given = quote(path) + (f"?{urlencode(query)}" if query else "")
         try:
             answer = self._client.call_api(

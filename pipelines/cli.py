@@ -294,6 +294,7 @@ app.command(epilog="Example: `concordant deploy .concordant/runs/warfarin-1a2b3c
     cluster_cli.deploy
 )
 app.command(epilog="Example: `concordant sign .concordant/runs/warfarin-1a2b3c4d --key keys/publisher.pem`")(cluster_cli.sign)
+app.command(epilog="Example: `concordant doctor`, and `concordant doctor --cluster --config gpu --namespace care`")(cluster_cli.doctor)
 
 
 @app.command(epilog="Example: `concordant rules`")

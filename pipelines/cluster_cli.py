@@ -132,6 +132,25 @@ def sign(
     console.print(f"Signed: {sign_bundle(bundle, key)}")
 
 
+def doctor(
+    cluster: Annotated[bool, typer.Option("--cluster", help="Look at the cluster of the kubeconfig instead of this machine.")] = False,
+    config: ConfigOption = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of the pipeline's secrets and claims.")] = "default",
+    context: Annotated[str | None, typer.Option(help="Context of the kubeconfig.")] = None,
+    workspace: Annotated[Path, typer.Option("--workspace", help="Folder for keys, finished steps and runs.")] = Path(".concordant"),
+) -> None:
+    """Say what is missing on this machine or cluster, and what to do about it. Exit code 1 where something needed is missing."""
+    from components.cluster import Cluster
+    from pipelines import doctor as looks
+    from pipelines import show
+
+    found = looks.on_cluster(Cluster(context=context), namespace, _placement(config)) if cluster else looks.here(workspace)
+    show.findings(console, found)
+    missing = [each.what for each in found if each.state == "missing"]
+    if missing:
+        raise ConcordantError(f"Missing: {', '.join(missing)}.")
+
+
 def _placement(config: str | None) -> "Placement":
     from pipelines import placement
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from components.registry import Entry
 from features.errors import ConcordantError
+from pipelines.doctor import Finding
 from pipelines.local import Told, Workspace
 
 SIMULATED = "glucose_lowering"
@@ -261,6 +262,13 @@ def report(console: Console, folder: Path) -> None:
     console.print(f"Report: {page}")
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin":
         webbrowser.open(page.resolve().as_uri())
+
+
+def findings(console: Console, found: list[Finding]) -> None:
+    """A line for each thing that was looked for, and what to do."""
+    marks = {"there": "[green]✓[/]", "missing": "[red]✗[/]", "optional": "[dim]-[/]", "not told": "[yellow]?[/]"}
+    for each in found:
+        console.print(f"  {marks[each.state]} {each.what:<34} {escape(each.told)}{f'  {escape(each.do)}' if each.do else ''}")
 
 
 def runs(console: Console, entries: list[Entry]) -> None:

@@ -129,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
             return 403, {"message": f"forbidden: cannot get {address.path}"}
         if self.command == "GET":
             found = here.objects.get(address.path)
+            if found is not None and "as=PartialObjectMetadata" in self.headers["Accept"] and found.get("kind"):
+                found = {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": found["metadata"]}
+            elif found is not None and "/secrets/" in address.path:
+                here.faults.append(f"the values of {address.path} were read")
             return (200, found) if found is not None else (404, {"message": "not found"})
         if self.command != "PATCH" or self.headers["Content-Type"] != "application/apply-patch+yaml":
             here.faults.append(f"{self.command} {self.headers['Content-Type']}")

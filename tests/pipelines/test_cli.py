@@ -22,6 +22,7 @@ COMMANDS = (
     "schedule",
     "deploy",
     "sign",
+    "doctor",
     "rules",
     "explain-rule",
     "store",
