@@ -17,6 +17,7 @@ from uuid import uuid4
 import orjson
 
 from serving import body as bodies
+from serving.admission import Admission
 from serving.pool import Overloaded, Pool
 from serving.schema import BadRequest
 
@@ -63,7 +64,7 @@ class Limits:
     header_bytes: int = 16_384
     body_s: float = 5.0  # to receive the body
     deadline_s: float = 2.0  # to answer
-    in_flight: int = 64  # requests that do work; more are shed at once
+    in_flight: int = 64  # requests that do work, at most; fewer where they would not be answered in time. More are shed at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +133,8 @@ class State:
 
     draining: bool = False
     in_flight: int = 0
+    shed: int = 0  # refused for want of room since it was last logged
+    shed_told: float = 0.0
     observed: list[Callable[[str, int, float], None]] = field(default_factory=list)  # route, status, seconds
 
 
@@ -140,6 +143,7 @@ class Guard:
 
     def __init__(self, routes: Sequence[Route], *, limits: Limits | None = None, state: State | None = None) -> None:
         self.limits, self.state = limits or Limits(), state or State()
+        self.admission = Admission(self.limits.in_flight)
         self._parsing = Pool("parse", threads=1, waiting=8)
         self._table: dict[str, dict[str, Route]] = {}
         self._patterns = [route for route in routes if route.pattern is not None]
@@ -152,6 +156,9 @@ class Guard:
         if scope["type"] != "http":
             return
         began = time.perf_counter()
+        if self.admission.full and (wanted := self._table.get(scope["path"], {}).get(scope["method"])) and wanted.works:
+            await self._shed(wanted, send, began)
+            return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
@@ -177,6 +184,22 @@ class Guard:
         if reply.status >= 500:
             _log.warning("", extra={"request": request_id, "route": route.name if route else None, "status": reply.status})
 
+    async def _shed(self, route: Route, send: Send, began: float) -> None:
+        """Refuse before the head is looked at or the body read: what is refused must cost little, or nothing is left for others."""
+        request_id = uuid4().hex
+        await _send(send, route.told(_full(), request_id), request_id, close=self.state.draining)
+        for observe in self.state.observed:
+            observe(route.name, 503, time.perf_counter() - began)
+        self._told_shed()
+
+    def _told_shed(self) -> None:
+        """One line a second, however many were refused."""
+        state, now = self.state, time.monotonic()
+        state.shed += 1
+        if now - state.shed_told >= 1:
+            _log.warning("", extra={"status": 503, "shed": state.shed})
+            state.shed, state.shed_told = 0, now
+
     def _route(self, scope: Scope) -> Route:
         path, method = scope["path"], scope["method"]
         methods = self._table.get(path) or {r.method: r for r in self._patterns if r.pattern and r.pattern.fullmatch(path)}
@@ -190,19 +213,26 @@ class Guard:
         length = self._checked(route, scope, headers)
         if not route.works:
             return await self._ask(route, scope, headers, await self._body(route, length, receive), request_id)
-        if self.state.in_flight >= self.limits.in_flight:  # before the body is read, and again when it has come: it may come slowly
-            raise _full()
         body = await self._body(route, length, receive)
-        if self.state.in_flight >= self.limits.in_flight:
+        if self.admission.full:  # asked already before the body was read, but it may have come slowly
             raise _full()
         self.state.in_flight += 1
+        entered, refused = self.admission.enter(), False
         try:
             async with asyncio.timeout(self.limits.deadline_s):
                 return await self._ask(route, scope, headers, body, request_id)
         except TimeoutError:
+            refused = True
             raise Unavailable("DEADLINE", f"No answer within {self.limits.deadline_s:g} s. Ask again.") from None
+        except Overloaded:
+            refused = True
+            raise
+        except Unavailable as error:
+            refused = error.code == "OVERLOADED"
+            raise
         finally:
             self.state.in_flight -= 1
+            self.admission.leave(entered, refused=refused)
 
     async def _ask(self, route: Route, scope: Scope, headers: dict[str, str], body: Any, request_id: str) -> Reply:
         client, query = scope.get("client"), scope["query_string"].decode("latin-1")

@@ -2,7 +2,6 @@
 
 The peer is what KServe itself would do for us: a transformer that does nothing, asking a predictor that does nothing, as two processes of
 the stock server. The client is one process of our own on raw sockets, so that it takes little of the cores that it shares.
-(Not named `serving`: this folder is on the path of its scripts, and would hide the package.)
 """
 
 import argparse
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 from results import table, write
 
+sys.path.remove(str(Path(__file__).parent))  # else this file would hide the package of its name
 from components.bundle import load
 from features.events import PseudonymKey
 from features.store import Rows
@@ -390,12 +390,12 @@ def main() -> None:
             write(
                 "serving-soak",
                 "Serving: soak",
-                f"python tests/benchmarks/serve.py --soak {given.soak:g}",
+                f"python tests/benchmarks/serving.py --soak {given.soak:g}",
                 soak(ours.url, asked["anybody"], pids, given.soak, rate),
             )
         return
     text = compared(run, key_file, source, key, asked, ranked, audit)
-    write("serving", "Serving", "python tests/benchmarks/serve.py", text)
+    write("serving", "Serving", "python tests/benchmarks/serving.py", text)
 
 
 def compared(
