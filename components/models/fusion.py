@@ -50,13 +50,25 @@ class _Dense(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
+class _Dropout(nn.Dropout):
+    """Noise is drawn for the whole batch, also where this process holds a share of its rows: their number does not change it."""
+
+    first, whole = 0, 0  # of the share, in rows; 0 rows: all there are
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        noise = x.new_empty(x.shape[0], self.whole or x.shape[1], x.shape[2]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * noise[:, self.first : self.first + x.shape[1]]
+
+
 class Network(nn.Module):
     """All members. Input: for every modality its scaled values and mask side by side, N by 2F."""
 
     def __init__(self, widths: tuple[int, ...], options: int, targets: int, settings: Settings, members: int = FOLDS) -> None:
         super().__init__()
         size, self.members, self.targets = settings.width, members, targets
-        drop = nn.Dropout(settings.dropout)
+        self.drop = drop = _Dropout(settings.dropout)
         self.encode = nn.ModuleList(
             [nn.Sequential(_Dense(members, 2 * w, size), nn.SiLU(), drop, _Dense(members, size, size)) for w in widths]
         )

@@ -1,11 +1,16 @@
 """Training of the multimodal network with Lightning, apart from the network itself: serving needs no trainer.
 
+Several processes (Lightning's DDP) go through the same batches in the same order. Each holds all rows, draws the noise of the whole
+batch, computes its share of the rows, and divides by the counts of the whole batch; the sum of the gradients is then that of one process
+but for the order of the additions.
+
 Axis suffixes as in `fusion.py`.
 """
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -16,7 +21,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -24,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from components.artifact import code_digest
 from components.models.fusion import Fusion, Network, Settings, inputs, widths
 from components.tensors import FOLDS, Scaler, Training
+from features.errors import ConcordantError
 
 CLIP = 2.2  # largest gradient norm of a member
 
@@ -60,36 +68,60 @@ class _Batches(Sampler[list[int]]):
             yield order[batch * self.settings.batch : (batch + 1) * self.settings.batch].tolist()
 
 
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or not there. Lightning's own is copied where the temporary folder lies on another disk (fsspec)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        part = Path(path).with_suffix(f".part{os.getpid()}")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+
+
 class _Task(lightning.LightningModule):
     def __init__(self, network: Network, settings: Settings, sizes: tuple[int, ...], center_E: Any, spread_E: Any) -> None:
         super().__init__()
         self.network, self.settings, self.sizes, self.steps = network, settings, sizes, 0
         self.center_E, self.spread_E = torch.from_numpy(center_E).float(), torch.from_numpy(spread_E).float()
 
+    def on_train_start(self) -> None:
+        """Processes that go on from different epochs would wait for each other, or worse."""
+        epoch = self.trainer.strategy.broadcast(self.current_epoch)
+        if epoch != self.current_epoch:
+            raise ConcordantError(
+                f"Process {self.global_rank} found a checkpoint of epoch {self.current_epoch}, the first one of epoch {epoch}. "
+                "Give every node the same folder for checkpoints."
+            )
+
     def on_train_epoch_start(self) -> None:
         """What is dropped in an epoch depends on seed and epoch alone."""
         torch.manual_seed(1000 * self.settings.seed + self.current_epoch + 1)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        inputs = list(torch.split(batch["inputs"], list(self.sizes), dim=1))
-        kept = torch.rand(len(self.sizes) - 1, len(batch["target"]), device=self.device) >= self.settings.modality_dropout
+        whole, rank, processes = len(batch["target"]), self.global_rank, self.trainer.world_size
+        share = slice(whole * rank // processes, whole * (rank + 1) // processes)
+        self.network.drop.first, self.network.drop.whole = share.start, whole
+        kept = torch.rand(len(self.sizes) - 1, whole, device=self.device) >= self.settings.modality_dropout
         present = batch["present"].T.clone()
         present[1:] &= kept
-        predicted, effect, logits = self.network(inputs, present)
+        predicted, effect, logits = self.network(list(torch.split(batch["inputs"][share], list(self.sizes), dim=1)), present[:, share])
         learns = (batch["fold"][None, :] != torch.arange(self.network.members, device=self.device)[:, None]).float()  # E by N
-        option = batch["option"][None, :, None].expand(self.network.members, -1, 1)
+        option = batch["option"][None, share, None].expand(self.network.members, -1, 1)
         given = predicted.gather(2, option).squeeze(2) if self.network.targets > 1 else predicted.squeeze(2)
         seen = learns * batch["observed"][None, :]
         center_E, spread_E = self.center_E.to(self.device), self.spread_E.to(self.device)
-        target = (batch["target"][None, :] - center_E[:, None]) / spread_E[:, None]
-        loss = (seen * (given - target) ** 2).sum() / seen.sum().clamp(min=1)
+        target = (batch["target"][None, share] - center_E[:, None]) / spread_E[:, None]
+        seen_rows, rows = seen.sum().clamp(min=1), learns.sum().clamp(min=1)  # of the whole batch
+        seen, learns = seen[:, share], learns[:, share]
+        loss = (seen * (given - target) ** 2).sum() / seen_rows
         if self.network.targets > 1:
             chosen = functional.log_softmax(logits, dim=-1).gather(2, option).squeeze(2)
-            loss = loss - self.settings.propensity_weight * (learns * chosen).sum() / learns.sum().clamp(min=1)
-            loss = (
-                loss + self.settings.effect_penalty * (learns[..., None] * effect**2).sum() / learns.sum().clamp(min=1) / effect.shape[-1]
-            )
-        return loss * self.network.members
+            loss = loss - self.settings.propensity_weight * (learns * chosen).sum() / rows
+            loss = loss + self.settings.effect_penalty * (learns[..., None] * effect**2).sum() / rows / effect.shape[-1]
+        return loss * (self.network.members * processes)  # DDP takes the mean over the processes
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Each member by its own norm: clipped together, a wild outcome would reach the member that leaves its fold out."""
@@ -111,13 +143,18 @@ def fit(
     *,
     accelerator: str = "cpu",
     devices: int = 1,
+    nodes: int = 1,
     precision: Any = "32-true",
     checkpoints: Path | None = None,
 ) -> Fusion:
-    """Train the ensemble in one Lightning run; `accelerator`, `devices` and `precision` are Lightning's own.
+    """Train the ensemble in one Lightning run; `accelerator`, `devices` (processes a node), `nodes` and `precision` are Lightning's own.
 
-    With a folder for `checkpoints`, each epoch's end is kept there until the training has ended, and a run of the same rows, settings and
-    code goes on from the last one; it ends in the same weights, bit for bit, as one that was never interrupted.
+    With more than one process it is called in each of them, as torchrun starts them, and returns the same ensemble in each: that of a
+    single process within rounding.
+
+    With a folder for `checkpoints`, which all processes must share, each epoch's end is kept there until the training has ended, and a run
+    of the same rows, settings and code goes on from the last one; it ends in the same weights, bit for bit, as one that was never
+    interrupted.
     """
     settings = settings or Settings()
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings, and one thread is reproducible anywhere
@@ -139,11 +176,9 @@ def fit(
         network = Network(widths(scaler), training.options, training.targets, settings)
         task = _Task(network, settings, tuple(x.shape[1] for x in given), center_E, spread_E)
         place = None if checkpoints is None else checkpoints / _identity(columns, settings)
-        _train(task, _Rows(columns), place, accelerator=accelerator, devices=devices, precision=precision)
-        if place is not None:
-            shutil.rmtree(place)
+        _train(task, _Rows(columns), place, accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision)
     model = Fusion(
-        network=network.cpu().eval(),
+        network=network.cpu().float().eval(),
         scaler=scaler,
         options=training.options,
         targets=training.targets,
@@ -170,13 +205,13 @@ def _train(task: _Task, rows: _Rows, checkpoints: Path | None, **how: Any) -> No
     keep: list[Callback] = (
         [] if checkpoints is None else [ModelCheckpoint(checkpoints, filename="{epoch}", save_top_k=1, save_last=False, every_n_epochs=1)]
     )
-    last = None if checkpoints is None else next(iter(sorted(checkpoints.glob("*.ckpt"))), None)
+    last = None if checkpoints is None else max(checkpoints.glob("*.ckpt"), key=_epoch, default=None)
     if last is not None:
-        batches.set_epoch(
-            int(last.stem.partition("=")[2]) + 1
-        )  # Lightning asks for a resumed epoch's first batch before it tells the epoch
+        batches.set_epoch(_epoch(last) + 1)  # Lightning asks for a resumed epoch's first batch before it tells the epoch
     loader = DataLoader(rows, sampler=batches, batch_size=None, generator=torch.Generator())  # its own: else it draws from that of dropout
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    if how["devices"] * how["num_nodes"] > 1:  # a network of one target has heads without a loss
+        how["strategy"] = DDPStrategy(find_unused_parameters=task.network.targets == 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loader workers: rows lie in memory already
         trainer = lightning.Trainer(
@@ -187,6 +222,13 @@ def _train(task: _Task, rows: _Rows, checkpoints: Path | None, **how: Any) -> No
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,  # the order of the rows is ours
+            plugins=[_WholeFiles()],
             **how,
         )
-        trainer.fit(task, loader, ckpt_path=last)
+        trainer.fit(task, loader, ckpt_path=last, weights_only=True)
+    if checkpoints is not None and trainer.is_global_zero:
+        shutil.rmtree(checkpoints)
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(checkpoint.stem.partition("=")[2])
