@@ -11,9 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from components.artifact import produce
+from components.artifact import code_digest, produce
 from components.cohort import Cohort
 from components.decision import parse
+from components.train_job import PACKAGES
 from features.errors import ConcordantError
 
 
@@ -43,6 +44,8 @@ def _train(folder: Path, out: Path) -> str:
     if not inputs.is_dir():
         raise ConcordantError(f"No order in {folder.name}. Mount the workspace at the same path in the step and in every node of the job.")
     order = json.loads((inputs / "order.json").read_text(encoding="utf-8"))
+    if order["code"] != code_digest(PACKAGES):
+        raise ConcordantError("The nodes run other code than the step. Give both images of one version (default.image and training.image).")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if order["gpus_per_node"] and torch.cuda.device_count() < processes:
         raise ConcordantError(
@@ -57,7 +60,12 @@ def _train(folder: Path, out: Path) -> str:
         precision=order["precision"],
         checkpoints=folder / "checkpoints",
     )
-    told = train(parse(order["decision"]), Cohort.read(inputs / "cohort"), inputs / "features", distributed, out)
+    try:
+        told = train(parse(order["decision"]), Cohort.read(inputs / "cohort"), inputs / "features", distributed, out)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("gloo", "Gloo", "NCCL", "peer")):
+            raise
+        raise ConcordantError("Another process of the training was lost or could not be reached: its node's log says why.") from error
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

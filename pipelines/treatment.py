@@ -49,7 +49,7 @@ def graph(placement: Placement = Placement()) -> Any:
         place(fill_store(decision=decision, features=features))
         ridge = place(train_ridge(decision=decision, cohort=cohort, features=features))
         trees = place(train_trees(decision=decision, cohort=cohort, features=features))
-        fusion = place(train_fusion(decision=decision, cohort=cohort, features=features))
+        fusion = place(train_fusion(decision=decision, cohort=cohort, features=features, launch=placement.launch))
         members = {"ridge": ridge.output, "trees": trees.output, "fusion": fusion.output}
         effects = place(estimate_effects(decision=decision, cohort=cohort, features=features, **members))
         evaluated = {"cohort": cohort, "features": features, "effects": effects.output}

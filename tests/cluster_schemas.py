@@ -26,6 +26,15 @@ METADATA = {  # of custom resources: their definitions leave it to the server
         "namespace": {"type": "string", "maxLength": 63},
         "labels": {"type": "object", "additionalProperties": {"type": "string", "pattern": KEY}},
         "annotations": STRINGS,
+        "ownerReferences": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["apiVersion", "kind", "name", "uid"],
+                "properties": {name: {"type": "string"} for name in ("apiVersion", "kind", "name", "uid")},
+            },
+        },
     },
 }
 

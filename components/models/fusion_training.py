@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from components.models.fusion import Fusion, Network, Settings, inputs, widths
 from components.tensors import FOLDS, Scaler, Training
 from features.errors import ConcordantError
 
+SILENCE = timedelta(minutes=10)  # of another process, before it is taken for lost
 CLIP = 2.2  # largest gradient norm of a member
 
 
@@ -168,8 +170,8 @@ def fit(
         "present": present,
         "target": torch.from_numpy(np.where(observed_N, training.target_N, 0.0)).float(),
         "observed": torch.from_numpy(observed_N).float(),
-        "option": torch.from_numpy(training.option_N),
-        "fold": torch.from_numpy(training.fold_N),
+        "option": torch.tensor(training.option_N),
+        "fold": torch.tensor(training.fold_N),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -211,7 +213,7 @@ def _train(task: _Task, rows: _Rows, checkpoints: Path | None, **how: Any) -> No
     loader = DataLoader(rows, sampler=batches, batch_size=None, generator=torch.Generator())  # its own: else it draws from that of dropout
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if how["devices"] * how["num_nodes"] > 1:  # a network of one target has heads without a loss
-        how["strategy"] = DDPStrategy(find_unused_parameters=task.network.targets == 1)
+        how["strategy"] = DDPStrategy(find_unused_parameters=task.network.targets == 1, timeout=SILENCE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on loader workers: rows lie in memory already
         trainer = lightning.Trainer(
