@@ -129,6 +129,12 @@ def pseudonym_key_path() -> Path:
     return Path(named) if named else KEY_FILE
 
 
+def checkpoints() -> Path | None:
+    """Where a killed training may go on from: CONCORDANT_CHECKPOINTS on a cluster, beside the finished steps on a laptop, else None."""
+    named, cache = os.environ.get("CONCORDANT_CHECKPOINTS"), os.environ.get("CONCORDANT_CACHE")
+    return Path(named) if named else Path(cache) / "checkpoints" if cache else None
+
+
 def _make(target: Path, step: str, work: Callable[[Path], str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f"{target.name}.part*"):  # of a killed run; the workspace's lock says that nobody else writes here

@@ -357,3 +357,13 @@ def test_the_digest_of_the_program_is_that_of_the_packages_a_step_depends_on() -
     features, both = artifact.code_digest(("features",)), artifact.code_digest(("features", "components"))
     assert features != both
     assert len(both) == 16
+
+
+def test_checkpoints_lie_where_a_cluster_says_and_else_beside_the_finished_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONCORDANT_CHECKPOINTS", "CONCORDANT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    assert artifact.checkpoints() is None
+    monkeypatch.setenv("CONCORDANT_CACHE", "/ws/steps")
+    assert artifact.checkpoints() == Path("/ws/steps/checkpoints")
+    monkeypatch.setenv("CONCORDANT_CHECKPOINTS", "/workspace/checkpoints")
+    assert artifact.checkpoints() == Path("/workspace/checkpoints")
