@@ -140,6 +140,8 @@ def wanted(service: Service, new: Reference, percent: int | None) -> Object:
             f"This KServe does not know spec.canary, so in {service.mode} mode it would ignore a canary without a word. "
             "Update KServe to 0.20, use Knative mode, or deploy at once with --traffic 100."
         )
+    if service.mode == "Standard" and "transformer" in service.found["spec"]:
+        spec["transformer"] = {"containers": _divided(service, new, percent)}
     return {"apiVersion": API, "kind": "InferenceService", "metadata": {"name": service.found["metadata"]["name"]}, "spec": spec}
 
 
@@ -158,6 +160,18 @@ def _containers(predictor: Object, new: Reference) -> list[Object]:
             others = [variable for variable in each.get("env") or () if variable["name"] not in ("STORAGE_URI", PIN)]
             pin = [{"name": PIN, "value": new.digest}] if new.digest else []
             each["env"] = [{"name": "STORAGE_URI", "value": new.uri}, *pin, *others]
+    return whole
+
+
+def _divided(service: Service, new: Reference, percent: int | None) -> list[Object]:
+    """The transformer's containers: in Standard mode KServe splits in front of it only, so it is told of the canary itself."""
+    whole: list[Object] = copy.deepcopy(service.found["spec"]["transformer"].get("containers") or [])
+    for each in whole:
+        if each.get("name") == CONTAINER and "--predictor_host" in (each.get("args") or ()):
+            each["args"] = [argument for argument in each["args"] if not argument.startswith("--canary")]
+            if percent is not None:
+                host = f"{service.name}-{new.short}-predictor.{service.namespace}"
+                each["args"] += [f"--canary={host}", f"--canary-percent={percent}"]
     return whole
 
 
@@ -230,6 +244,9 @@ def deploy(service: Service, new: Reference, plan: Plan, watch: Watch | None, te
             champion, canary = service.again().pods(new)
             watch = replace(watch, champion=champion, canary=canary)
         _watched(watch, plan, tell)
+        if plan.percent == 0:
+            tell(f"The shadow {new.short} keeps every limit. It stays a shadow: deploy it with --traffic to let it answer.")
+            return "canary"
         _settle(service, new, None, plan)
     except (ConcordantError, KeyboardInterrupt) as error:
         tell("Rolling back.")

@@ -42,6 +42,8 @@ def _endpoint(parser: argparse.ArgumentParser, role: str) -> None:
     parser.add_argument("--key-file", type=Path, required=True, help="pseudonym key")
     parser.add_argument("--decision", help="shipped name or YAML file of the decision; with it inline Bundles are answered too")
     parser.add_argument("--predictor", "--predictor_host", dest="predictor", required=True, help="HOST:PORT of the predictor")
+    parser.add_argument("--canary", default="", help="HOST:PORT of a predictor on trial")
+    parser.add_argument("--canary-percent", type=int, default=0, choices=range(101), metavar="0-100", help="its share; 0 makes it a shadow")
     parser.add_argument("--audit", type=Path, help="file of the audit trail; without it nothing is audited")
     parser.add_argument("--site", default="concordant", help="name of this site in audit events")
     parser.add_argument("--page", action="store_true", help="serve the clinician's page under /page/")
@@ -77,6 +79,7 @@ def _transformer(given: argparse.Namespace) -> None:
     from serving.mounted import mounted
     from serving.patient import Patients
     from serving.server import application, serve
+    from serving.split import Split
     from serving.transformer import Transformer
     from serving.upstream import Upstream
 
@@ -84,7 +87,11 @@ def _transformer(given: argparse.Namespace) -> None:
     patients = Patients(given.store, key, wall_clock=given.wall_clock)
     inline = Inline(load(given.decision), key, wall_clock=given.wall_clock) if given.decision else None
     trail = Trail(given.audit, given.site) if given.audit else None
-    transformer = Transformer(given.name, patients, inline, lambda: Upstream(given.predictor), trail=trail, metrics=metrics)
+
+    def upstream() -> Upstream:
+        return Split(given.predictor, given.canary, given.canary_percent, metrics) if given.canary else Upstream(given.predictor)
+
+    transformer = Transformer(given.name, patients, inline, upstream, trail=trail, metrics=metrics)
     checks = {"store": transformer.store_ready, "predictor": transformer.predictor_ready, "audit": transformer.audit_ready}
     more = mounted(transformer, given)
     guard, readiness, _ = application(transformer, "patient_id", checks, metrics=metrics, more=lambda _: more)

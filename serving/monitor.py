@@ -35,6 +35,9 @@ class Metrics:
         self.overrides = Counter(
             "concordant_overrides", "What clinicians did with a suggestion", ["decision", "outcome"], registry=registry
         )
+        self.shadow = Counter(
+            "concordant_shadow_answers", "Answers of a shadow beside those that were given", ["result"], registry=registry
+        )
         self.swaps = Counter("concordant_model_swaps", "Bundles that were offered", ["outcome"], registry=registry)
         self.ready = Gauge("concordant_ready", "1 where ready", registry=registry)
 

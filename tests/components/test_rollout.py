@@ -54,6 +54,11 @@ def _variables(predictor: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each.get("value", "") for each in container["env"]}
 
 
+def _transformer(spec: dict[str, Any]) -> list[str]:
+    (container,) = spec["transformer"]["containers"]
+    return container["args"]
+
+
 @contextmanager
 def _metrics(errors: float = 0.0, canary_asked: bool = True, choice: str = "b") -> Iterator[Watch]:
     """Two real pages of metrics whose counters go up while somebody looks."""
@@ -95,6 +100,9 @@ def test_in_standard_mode_a_good_canary_stands_beside_the_champion_and_is_promot
     with _metrics() as watch:
         assert deploy(service, NEW, SOON, watch, told.append) == "promoted"
     first, last = server.applied[0]["spec"], _spec(server)
+    divided = _transformer(first)
+    assert divided[-2:] == ["--canary=site-concordant-cababababab-predictor.care", "--canary-percent=10"]
+    assert _transformer(last) == divided[:-2]
     ((canary,),) = (first["canary"],)
     assert canary["trafficPercent"] == 10 and canary["predictor"]["name"] == "cababababab"
     assert _variables(canary["predictor"])["STORAGE_URI"] == NEW.uri and not set(canary["predictor"]) & (
@@ -134,6 +142,28 @@ def test_a_bad_canary_is_rolled_back_and_the_champion_serves_as_before(
     assert _spec(server) == before and server.faults == []
     if mode == "Knative":  # first off the new revision, then the old one
         assert server.applied[-2]["spec"]["predictor"]["canaryTrafficPercent"] == 0
+
+
+def test_a_shadow_that_keeps_every_limit_stays_a_shadow(server: Server) -> None:
+    service, told = _installed(server, "Standard", kserve(knative=False)), list[str]()
+    with _metrics() as watch:
+        plan = Plan(percent=0, ready_s=0.3, watch_s=0.4, every_s=0.05, limits=Limits(requests=50))
+        assert deploy(service, NEW, plan, watch, told.append) == "canary"
+    assert _spec(server)["canary"][0]["trafficPercent"] == 0 and _transformer(_spec(server))[-1] == "--canary-percent=0"
+    assert "stays a shadow" in told[-1] and server.faults == []
+
+
+def test_the_transformers_own_parser_takes_what_a_canary_adds(server: Server) -> None:
+    import argparse
+
+    from serving.__main__ import _endpoint
+
+    parser = argparse.ArgumentParser()
+    _endpoint(parser, "transformer")
+    service = _installed(server, "Standard", kserve(knative=False))
+    role, *arguments = _transformer(rollout.wanted(service, NEW, 25)["spec"])
+    given = parser.parse_args(arguments)
+    assert role == "transformer" and given.canary == f"site-concordant-{NEW.short}-predictor.care" and given.canary_percent == 25
 
 
 def test_a_standard_mode_that_would_ignore_a_canary_is_refused_before_anything_is_applied(server: Server) -> None:
