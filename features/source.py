@@ -2,7 +2,8 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,11 +64,11 @@ def files(source: str) -> list[str]:
 
 
 def tasks(source: str) -> list[Task]:
-    """What there is to read, in the order in which it counts; a large local file in pieces of the same size for everybody."""
+    """What there is to read, in the order in which it counts; a large file in pieces of the same size for everybody."""
     found: list[Task] = []
     for _, path, name, _, _ in _found(source):
         filesystem, place = fsspec.core.url_to_fs(path)
-        size = filesystem.size(place) if "file" in filesystem.protocol and name.endswith(_LINES) else 0
+        size = filesystem.size(place) if _can_seek(filesystem) and name.endswith(_LINES) else 0
         for start in range(0, max(size or 0, 1), PIECE):
             found.append(Task(len(found), path, name, start, start + PIECE if size else None))
     return found
@@ -77,16 +78,70 @@ def _found(source: str) -> list[Task]:
     try:
         filesystem, root = fsspec.core.url_to_fs(source)
         found = filesystem.find(root) if filesystem.isdir(root) else [root] if filesystem.exists(root) else None
-    except (ImportError, OSError, ValueError) as error:
-        raise SourceError(f"The source {source!r} can't be opened: {type(error).__name__}. Give a folder or an fsspec URL.") from error
+    except Exception as error:  # each store's library has exceptions of its own
+        raise SourceError(unopened(source, error)) from None
     if found is None:
-        raise SourceError(f"The source {source!r} does not exist. Give a folder or URL that holds FHIR NDJSON files.")
+        what = "a bucket and folder" if source.startswith("s3://") else "a folder or URL"
+        raise SourceError(f"The source {source!r} does not exist. Give {what} that holds FHIR NDJSON files.")
     wanted = sorted(path for path in found if _plain(path).endswith((*_LINES, ".json")) or path.endswith(vcf.SUFFIXES))
     if not wanted:
         raise SourceError(f"The source {source!r} holds no .ndjson, .ndjson.gz, .json or .vcf file; found {len(found)} other files.")
     wanted.sort(key=lambda path: _turn(path.rsplit("/", 1)[-1]))
     inside = root.rstrip("/") + "/" if found != [root] else root.rpartition("/")[0] + "/"
     return [Task(n, filesystem.unstrip_protocol(path), path.removeprefix(inside)) for n, path in enumerate(wanted)]
+
+
+def unopened(url: str, error: Exception) -> str:
+    """Why a folder or URL can't be opened, and what to do; never what the library says, which may quote an address with a key."""
+    kind = type(error).__name__
+    if url.startswith("s3://"):
+        if isinstance(error, ImportError):
+            return f"{url!r} needs the package s3fs: pip install 'concordant[s3]'."
+        if kind in ("NoCredentialsError", "PartialCredentialsError"):
+            return f"There are no credentials for {url!r}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE."
+        if isinstance(error, PermissionError):
+            return f"The object store refuses {url!r}: the credentials are wrong, or have no right to list and read it. Check AWS_*."
+        if kind in ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "SSLError", "ProxyConnectionError"):
+            return f"The object store of {url!r} can't be reached. Check AWS_ENDPOINT_URL and the network."
+    return f"The source {url!r} can't be opened: {kind}. Give a folder or an fsspec URL."
+
+
+def _can_seek(filesystem: Any) -> bool:
+    """Whether a file can be read from its middle: on a disk or in an object store, not of any web server."""
+    protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+    return not {"http", "https"} & set(protocols)
+
+
+class _Remote:
+    """A file that is not on this machine: what goes wrong on the way is no damage of the file."""
+
+    def __init__(self, raw: Any, path: str) -> None:
+        self._raw, self._path = raw, path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._told(self._raw.read, size)
+
+    def readline(self) -> bytes:
+        return self._told(self._raw.readline)
+
+    def _told(self, read: Callable[..., bytes], *size: int) -> bytes:
+        try:
+            return read(*size)
+        except Exception as error:
+            raise SourceError(unopened(self._path, error)) from None
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    try:
+        file = fsspec.open(path, "rb").open()
+    except Exception as error:
+        raise SourceError(unopened(path, error)) from None
+    with file:
+        yield file if fsspec.utils.get_protocol(path) in ("file", "local") else _Remote(file, path)
 
 
 def _plain(name: str) -> str:
@@ -108,7 +163,7 @@ def fingerprint(source: str) -> str:
             with Path(place).open("rb") as stream:
                 whole.update(hashlib.file_digest(stream, "sha256").digest())
         else:
-            whole.update(str(filesystem.ukey(place)).encode())
+            whole.update(str(filesystem.info(place).get("ETag") or filesystem.ukey(place)).encode())
     return whole.hexdigest()
 
 
@@ -135,7 +190,7 @@ def is_whole(name: str) -> bool:
 def whole(task: Task) -> bytes | None:
     """All of a JSON file; None where it ends early or is damaged."""
     try:
-        with fsspec.open(task.path, "rb") as raw:
+        with _opened(task.path) as raw:
             return b"".join(_read(raw, task.name))
     except (EOFError, OSError, zlib.error):
         return None
@@ -148,7 +203,7 @@ def blocks(task: Task) -> Iterator[Block]:
         return
     number, left = 1, [b""]
     try:
-        with fsspec.open(task.path, "rb") as raw:
+        with _opened(task.path) as raw:
             for chunk in _read(raw, task.name, task.start, task.end):
                 head, newline, rest = chunk.rpartition(b"\n")
                 if newline:
