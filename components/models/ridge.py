@@ -23,12 +23,14 @@ from features.feature import Floats, Ints
 
 SCALES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # of a dose: prior spread of a product of features against that of a feature
 PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0)
-PROGNOSIS, HETEROGENEITY = 1.0, 0.2  # what features are expected to say of outcome and effects, in spreads of the outcome; 0.1 or 0.4 for
-# the second change the regret on the simulated world by less than 0.01 mmol/mol
-UNSEEN = (
-    0.1  # variance of effects between people that no record shows, as a share of what the records show. An assumption, not an estimate:
-)
-# no record of one outcome a person can tell it. Latent adherence or organ function modify effects in every world that is worth simulating
+# What features are expected to say of the outcome, and of the effect of each option by their values and by their hinges, in spreads of the
+# outcome; so the difference between two options is expected to vary by 0.2. Anything from half to twice of that changes the regret on the
+# simulated world by less than 0.05 mmol/mol; hinges with a spread of their own lose 0.07 less on worlds that are nearly straight.
+EXPECTED = {"prognosis": 1.0, "value": 0.14, "bend": 0.07}
+# Variance of effects between people that no record shows, as a share of what the records show. An assumption, not an estimate: no record
+# of one outcome a person can tell it. Latent adherence or organ function modify effects in every world that is worth simulating.
+UNSEEN = 0.1
+OF_A_FOLD = 70  # draws where only their mean is asked for
 KNOTS = (-0.6, 0.6)  # of scaled features with more than a few values: response to age or eGFR is not a straight line
 
 
@@ -91,6 +93,7 @@ class Ridge:
     mean_P: Floats
     weight_D: Floats
     draws_SD: Floats
+    unseen_TT: Floats  # covariance of the targets that no record shows
     carried_FTT: Floats  # covariance of the targets over the values that each feature takes: what is open where it is missing
     scales: dict[str, float]  # how much each modality's features tell the options apart (of a dose: the prior scale of each group)
     oof_NT: Floats | None = None
@@ -125,13 +128,18 @@ class Ridge:
     def _unsure(self, phi_NP: Floats, x_NF: Floats) -> Floats:
         posterior_NTT = _covariance(phi_NP, *self._off, self.targets)
         missing_NTT = np.einsum("nf,ftu->ntu", np.isnan(x_NF).astype(np.float64), self.carried_FTT)
-        whole_NTT = posterior_NTT + missing_NTT + (UNSEEN * self.carried_FTT.sum(0) if self.targets > 1 else 0.0)
+        whole_NTT = posterior_NTT + missing_NTT + self.unseen_TT
         return (whole_NTT + whole_NTT.transpose(0, 2, 1)) / 2  # rounding leaves no other trace
 
     def save(self, folder: Path) -> None:
         """`ridge.safetensors` and `ridge.json`."""
         arrays = {"mean_P": self.mean_P, "weight_D": self.weight_D, "draws_SD": self.draws_SD.astype(np.float32)}
-        arrays |= {"carried_FTT": self.carried_FTT, "center_F": self.scaler.center_F, "spread_F": self.scaler.spread_F}
+        arrays |= {
+            "carried_FTT": self.carried_FTT,
+            "unseen_TT": self.unseen_TT,
+            "center_F": self.scaler.center_F,
+            "spread_F": self.scaler.spread_F,
+        }
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "ridge.safetensors")
         told: dict[str, Any] = {"options": self.options, "targets": self.targets, "intercept": self.intercept, "scales": self.scales}
         told |= {"modality_F": self.scaler.modality_F, "expansion": asdict(self.expansion)}
@@ -152,6 +160,7 @@ class Ridge:
             mean_P=arrays["mean_P"],
             weight_D=arrays["weight_D"],
             draws_SD=arrays["draws_SD"].astype(np.float64),
+            unseen_TT=arrays["unseen_TT"],
             carried_FTT=arrays["carried_FTT"],
             scales=told["scales"],
         )
@@ -191,6 +200,14 @@ def _carried(phi_NP: Floats, batch: Batch, expansion: Expansion, draws_SD: Float
     return out_FTT
 
 
+def _unseen(phi_NP: Floats, weight_D: Floats, targets: int) -> Floats:
+    """A share of what the fit shows to differ between people; what it only holds possible is in the posterior already."""
+    if targets == 1:
+        return np.zeros((1, 1))
+    effect_NT = _predict(phi_NP, weight_D, 0.0, targets)
+    return np.asarray(UNSEEN * np.cov(effect_NT - effect_NT.mean(1, keepdims=True), rowvar=False))
+
+
 def fit(training: Training) -> Ridge:
     """Fit on all observed rows, with predictions for every row from a fit that did not see its fold. One thread: the same bits anywhere."""
     with threadpool_limits(1):
@@ -210,7 +227,7 @@ def _fit(training: Training) -> Ridge:
     oof_NT = np.zeros((len(training), training.targets))
     for f in range(FOLDS):
         rows = training.fold_N == f
-        posterior = learn(whole.without(sums[f]))
+        posterior = learn(whole.without(sums[f]), draws=OF_A_FOLD)
         oof_NT[rows] = _predict(phi_NP[rows], posterior.mean_D, whole.without(sums[f]).mean, training.targets)
     posterior = learn(whole)
     return Ridge(
@@ -222,6 +239,7 @@ def _fit(training: Training) -> Ridge:
         mean_P=mean_P,
         weight_D=posterior.mean_D,
         draws_SD=posterior.draws_SD,
+        unseen_TT=_unseen(phi_NP, posterior.mean_D, training.targets),
         carried_FTT=_carried(phi_NP, batch, expansion, posterior.draws_SD, training.targets),
         scales=learn.scales(posterior),
         oof_NT=oof_NT,
@@ -289,17 +307,17 @@ class _OptionsFit:
     expansion: Expansion
     options: int
 
-    def __call__(self, sums: _Sums) -> Posterior:
+    def __call__(self, sums: _Sums, draws: int = DRAWS) -> Posterior:
         told = list(zip(self.expansion.group_P, self.expansion.feature_P, self.expansion.kind_P, strict=True))
-        base: list[tuple[str, str] | None] = [(f"prognosis {kind}", f"{feature} {kind}") for _, feature, kind in told]
+        base = [(f"prognosis {kind}", f"{feature} {kind}") for _, feature, kind in told]
         crossed_P = self.expansion.crossed_P
-        cross: list[tuple[str, str] | None] = [(m, f"{f} {kind}") for (m, f, kind), is_in in zip(told, crossed_P, strict=True) if is_in]
+        cross = [(f"{kind} of {m}", f"{f} {kind}") for (m, f, kind), crossed in zip(told, crossed_P, strict=True) if crossed]
         spread = np.diag(sums.gram_DD)[: len(told)].sum() / sums.rows  # of all columns together, were their coefficients 1
         groups = Groups.of(
-            base + [None] * self.options + cross * self.options,
-            lambda family: (PROGNOSIS if family.startswith("prognosis") else HETEROGENEITY) ** 2 / spread,
+            [*base, *[None] * self.options, *cross * self.options],
+            lambda family: EXPECTED[family.split()[0]] ** 2 / spread,
         )
-        found = sample(sums.gram_DD, sums.centred_D, sums.spread, sums.rows, groups)
+        found = sample(sums.gram_DD, sums.centred_D, sums.spread, sums.rows, groups, draws=draws)
         live_D = np.concatenate([np.ones(len(told) + self.options, bool), np.tile(crossed_P, self.options)])
         mean_D, draws_SD = np.zeros(len(live_D)), np.zeros((len(found.draws_SD), len(live_D)))
         mean_D[live_D], draws_SD[:, live_D] = found.mean_D, found.draws_SD
@@ -343,14 +361,14 @@ class _DoseFit:
         penalty = min(penalties, key=penalties.__getitem__)
         return cls(scale_D=np.where(pair_D, scale, 1.0), penalty=penalty, chosen_scale=scale)
 
-    def __call__(self, sums: _Sums) -> Posterior:
+    def __call__(self, sums: _Sums, draws: int = DRAWS) -> Posterior:
         mean_D = _solve(sums.gram_DD, sums.centred_D, self.scale_D, self.penalty)
         left = sums.spread - 2 * mean_D @ sums.centred_D + mean_D @ sums.gram_DD @ mean_D
         live = self.scale_D > 0
         s = self.scale_D[live]
         lower = np.linalg.cholesky(sums.gram_DD[np.ix_(live, live)] * s[:, None] * s + self.penalty * np.eye(len(s)))
-        random_DS = np.random.default_rng(0).standard_normal((len(s), DRAWS))
-        draws_SD = np.tile(mean_D, (DRAWS, 1))
+        random_DS = np.random.default_rng(0).standard_normal((len(s), draws))
+        draws_SD = np.tile(mean_D, (draws, 1))
         draws_SD[:, live] += np.sqrt(left / max(sums.rows - 1, 1)) * np.linalg.solve(lower.T, random_DS).T * s
         return Posterior(mean_D=mean_D, draws_SD=draws_SD)
 

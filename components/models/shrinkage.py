@@ -56,15 +56,15 @@ class Posterior:
     draws_SD: Floats
 
 
-def sample(gram_DD: Floats, cross_D: Floats, square: float, rows: int, groups: Groups, seed: int = 0) -> Posterior:
+def sample(gram_DD: Floats, cross_D: Floats, square: float, rows: int, groups: Groups, *, draws: int = DRAWS, seed: int = 0) -> Posterior:
     """Posterior of a regression from its sufficient statistics: Z'Z, Z'y, y'y, for y about its mean. One thread: the same bits anywhere."""
     unit = np.sqrt(square / rows)
     with threadpool_limits(1):
-        mean_D, draws_SD = _chain(gram_DD, cross_D / unit, rows, groups, np.random.default_rng(seed))
+        mean_D, draws_SD = _chain(gram_DD, cross_D / unit, rows, groups, draws, np.random.default_rng(seed))
     return Posterior(mean_D=mean_D * unit, draws_SD=draws_SD * unit)
 
 
-def _chain(gram_DD: Floats, cross_D: Floats, rows: int, groups: Groups, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _chain(gram_DD: Floats, cross_D: Floats, rows: int, groups: Groups, count: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """`cross_D` for an outcome of variance 1. Conditional means are averaged, which is less noisy than the draws."""
     shrunk_D, group_D, family_G = groups.group_D >= 0, np.maximum(groups.group_D, 0), groups.family_G
     size_G = np.bincount(groups.group_D[shrunk_D], minlength=len(family_G))
@@ -72,7 +72,7 @@ def _chain(gram_DD: Floats, cross_D: Floats, rows: int, groups: Groups, rng: np.
     local_G, local_aux_G = np.ones(len(family_G)), np.ones(len(family_G))
     family_H = groups.expected_H.copy()
     noise, total_D, draws = 1.0, np.zeros(len(cross_D)), []
-    for step in range(BURN + DRAWS):
+    for step in range(BURN + count):
         prior_D = np.where(shrunk_D, np.maximum((family_H[family_G] * local_G)[group_D], SMALLEST), FLAT)
         system_DD = gram_DD / noise
         system_DD[np.diag_indices_from(system_DD)] += 1 / prior_D
@@ -89,4 +89,4 @@ def _chain(gram_DD: Floats, cross_D: Floats, rows: int, groups: Groups, rng: np.
         local_aux_G = (1 + 1 / local_G) / rng.gamma(1.0, size=len(local_G))
         square_H = np.bincount(family_G, weights=square_G / local_G, minlength=len(size_H))
         family_H = (WORTH * groups.expected_H + square_H) / 2 / rng.gamma((size_H + WORTH) / 2)
-    return total_D / DRAWS, np.stack(draws)
+    return total_D / count, np.stack(draws)
