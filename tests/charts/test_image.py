@@ -58,7 +58,7 @@ def test_the_dockerfile_copies_what_there_is_and_ends_without_rights() -> None:
         for source in line.split()[:-1]:
             assert (ROOT / source).exists() and source in allowed, source
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (extras,) = re.findall(r"\[([a-z,]+)\]\"$", text, re.MULTILINE)
+    (extras,) = re.findall(r"\[([a-z0-9,]+)\]\"$", text, re.MULTILINE)
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
     assert project["optional-dependencies"]["gpu"] == re.findall(r'"(xgboost==[^"]+)"', text)
     base = text[text.index(" AS base") : text.index("FROM base AS steps")]
