@@ -61,6 +61,7 @@ NAMED: dict[str, Values] = {
         "autoscaling": {"type": "keda"},
         "spread": {"topologyKey": "topology.kubernetes.io/zone"},
     },
+    "TrainJobs": {"training": {"enabled": True, "serviceAccount": "0", "namespace": "pipelines"}},
     "everything": {
         "hooks": {"enabled": True, "audience": "https://cds.hospital.example", "issuers": [ISSUER]},
         "page": {"enabled": True},
@@ -68,6 +69,7 @@ NAMED: dict[str, Values] = {
         "monitoring": {"podMonitor": True, "rules": True},
         "pseudonym": {"externalSecret": {"enabled": True, "storeName": "vault", "remoteKey": "key"}},
         "networkPolicy": {"from": [{"podSelector": {"matchLabels": {"app": "ward"}}}], "egress": [{"cidr": "192.0.2.1/32", "port": 443}]},
+        "training": {"enabled": True, "serviceAccount": "0", "namespace": "pipelines"},
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
     },
 }
@@ -122,6 +124,9 @@ EDGES: dict[str, list[Any]] = {
     "serviceAccount.create": [True, False],
     "serviceAccount.name": ["", *_NAMES],
     "serviceAccount.annotations": [{}, {"a": "true", "b": "1e3"}, {"a": 'x: "y"'}],
+    "training.enabled": [True, False],
+    "training.serviceAccount": _NAMES,
+    "training.namespace": ["", *_NAMES],
     "networkPolicy.enabled": [True, False],
     "networkPolicy.from": [[], [{"namespaceSelector": {}}], [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"podSelector": {}}]],
     "networkPolicy.gatewayNamespace": [{}, {"a": "true"}],

@@ -90,6 +90,7 @@ def test_every_value_of_the_schema_is_generated() -> None:
         ("tests/recommend.yaml", "restartPolicy:", "restartPolice:", "restartPolice"),
         ("monitoring.yaml", "portNumber: 9464", "portNumbers: 9464", "portNumbers"),
         ("access.yaml", "remoteRef:", "remoteReference:", "remoteReference"),
+        ("training.yaml", "resources: [trainjobs]", "resource: [trainjobs]", "resource"),
         ("disruption.yaml", "kind: PodDisruptionBudget", "kind: PodDisruptionBudgets", "no schema for PodDisruptionBudgets"),
         ("disruption.yaml", "  maxUnavailable: 1", "  maxUnavailable: 1\n  maxUnavailable: 1", "key stands twice"),
     ],

@@ -246,7 +246,7 @@ def scan(trivy: Path, place: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_trivy_finds_nothing_high_in_chart_image_and_pods(trivy: Path, tmp_path: Path) -> None:
-    for number, named in enumerate(("defaults", "Knative", "GPU nodes", "everything")):  # 14 sets take a minute
+    for number, named in enumerate(("defaults", "Knative", "GPU nodes", "everything")):  # all sets take a minute
         objects = render(NAMED[named])
         made = objects + [each for name, each in pods(objects).items() if name != "test"]  # Trivy looks for pods in its own kinds only
         for each in made:
@@ -262,3 +262,19 @@ def test_trivy_finds_nothing_high_in_chart_image_and_pods(trivy: Path, tmp_path:
     spoilt["spec"]["containers"][0]["securityContext"]["privileged"] = True
     (tmp_path / "0.yaml").write_text(yaml.safe_dump(spoilt))
     assert scan(trivy, tmp_path).returncode == 3
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_no_right_is_given_but_that_to_train(named: str) -> None:
+    """What `components.train_job` asks an API server for, in this namespace; only where it is switched on."""
+    from components.train_job import GROUP, PLURAL
+
+    given = {each["kind"]: each for each in render(NAMED[named]) if each["apiVersion"].startswith("rbac.")}
+    if not NAMED[named].get("training", {}).get("enabled"):
+        assert given == {}
+        return
+    assert set(given) == {"Role", "RoleBinding"}
+    assert given["Role"]["rules"] == [{"apiGroups": [GROUP], "resources": [PLURAL], "verbs": ["create", "get", "delete"]}]
+    bound = given["RoleBinding"]
+    assert bound["roleRef"]["name"] == given["Role"]["metadata"]["name"]
+    assert bound["subjects"] == [{"kind": "ServiceAccount", "name": "0", "namespace": "pipelines"}]

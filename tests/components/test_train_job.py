@@ -147,6 +147,7 @@ def test_the_artifact_of_a_finished_job_is_fetched_and_the_rows_are_forgotten(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["fusion.json"]
     assert not (folder_of(cluster.made[0]) / "inputs").exists()
     assert cluster.jobs == {}  # cleared away
+    assert {asked.split()[0] for asked in cluster.asked if JOBS in asked} == {"POST", "GET", "DELETE"}  # the chart's Role: no more
     assert "Complete" in capsys.readouterr().out
     assert work(nodes=2).startswith("60 rows") and len(cluster.made) == 1  # a step that is tried again finds the model
 
