@@ -223,6 +223,15 @@ class Plan:
     limits: Limits = Limits()
 
 
+def in_cluster(
+    bundle: Path, uri: str, name: str, namespace: str, traffic: int, watch_s: float, prometheus: str, tell: Callable[[str], None]
+) -> Outcome:
+    """`deploy` from a pod of the cluster. `traffic`: percent for the canary, 100 for all at once. Raises RolloutError."""
+    plan = Plan(percent=None if traffic == 100 else traffic, watch_s=watch_s)
+    watch = Watch(champion="", canary="", prometheus=prometheus) if prometheus else None
+    return deploy(read(Cluster(), namespace, name), reference(bundle, uri), plan, watch, tell)
+
+
 def deploy(service: Service, new: Reference, plan: Plan, watch: Watch | None, tell: Callable[[str], None]) -> Outcome:
     """Roll a bundle out. With a canary and metrics to watch it ends promoted or rolled back; without metrics the canary stays for a person.
 

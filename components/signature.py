@@ -9,6 +9,8 @@ from pathlib import Path
 
 from components.artifact import BundleError, verify
 
+SIGNING_FILE = Path("/var/run/secrets/concordant-signing/signing.key")
+
 
 def sign(bundle: Path, key: Path) -> Path:
     """Sign a verified bundle; returns the file of the signature. A key is made where there is none, its public half at `KEY.pub`."""
@@ -28,6 +30,13 @@ def sign(bundle: Path, key: Path) -> Path:
     out = _signature(folder)
     out.write_bytes(base64.b64encode(private.sign((folder / "manifest.json").read_bytes())) + b"\n")
     return out
+
+
+def sign_published(folder: Path) -> None:
+    """Sign what was just published where a key is set: CONCORDANT_SIGNING_KEY, or the secret that a cluster mounts."""
+    key = Path(os.environ.get("CONCORDANT_SIGNING_KEY") or SIGNING_FILE)
+    if key.is_file():
+        sign(folder, key)
 
 
 def check(bundle: Path, public_key: Path) -> None:

@@ -137,6 +137,7 @@ def _named(cluster: Cluster, namespace: str, placement: Placement) -> list[Findi
     secrets = {held.pseudonym_key: "kubectl create secret generic {} --from-file=pseudonym.key"}
     secrets |= {held.object_store.secret: "Make it with the credentials file of the object store."} if held.object_store else {}
     secrets |= {held.online_store.secret: "Make it with the URL of the online store."} if held.online_store else {}
+    secrets |= {held.signing_key: "kubectl create secret generic {} --from-file=signing.key"} if held.signing_key else {}
     secrets |= dict.fromkeys(held.image_pull, "kubectl create secret docker-registry {} ...")
     found = [_optional(f"secret {name}", _there(cluster, f"{base}/secrets/{name}"), True, do.format(name)) for name, do in secrets.items()]
     if placement.service_account:

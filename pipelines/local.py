@@ -198,6 +198,10 @@ def _collect(folder: Path) -> None:
     made = {path.name: path.resolve() for path in folder.glob("kfp/*/*/*") if path.is_dir()}
     for name in ("metrics.json", "report.html", "flow.json", "gate.json"):
         shutil.copyfile(made["evaluation"] / name, folder / name)
+    signature = made.get("bundle", Path()) / "bundle.sig"
+    (folder / "bundle.sig").unlink(missing_ok=True)
+    if "bundle" in made and signature.is_file():
+        shutil.copyfile(signature, folder / "bundle.sig")
     for name, source in (("store", made["store"]), ("bundle", made.get("bundle", Path()) / "bundle")):
         shutil.rmtree(folder / name, ignore_errors=True)
         if source.is_dir() and (name != "bundle" or "bundle" in made):

@@ -11,12 +11,13 @@ from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, Validati
 from pydantic.dataclasses import dataclass
 
 from components.artifact import KEY_FILE
+from components.signature import SIGNING_FILE
 from features.errors import ConcordantError
 from pipelines.local import STEPS as RUN
 
 SHIPPED = Path(__file__).parent / "clusters"
 SHARDED = ("plan_shards", "read_shard", "settle_shards", "build_shard", "join_shards", "build_features_shard", "join_features")
-STEPS = (*RUN, *SHARDED, "gate")
+STEPS = (*RUN, *SHARDED, "gate", "deploy")
 KEYED = ("ingest", *SHARDED[:5], "evaluate")  # read the pseudonym key
 READERS = ("ingest", *SHARDED[:5], "evaluate")  # read the source or a truth file, so they need the object store's credentials
 TRAINERS = ("train_ridge", "train_trees", "train_fusion")
@@ -25,6 +26,7 @@ NEVER_CACHED = {  # Kubeflow's cache knows parameters and images, not what lies 
     **dict.fromkeys(SHARDED[:5], "the records at a source change under the same name"),
     "fill_store": "an online store may have lost its rows",
     "evaluate": "the model to beat changes between runs",
+    "deploy": "the cluster changes between runs",
 }
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")]  # of an object in Kubernetes
@@ -119,6 +121,7 @@ class Secrets:
     pseudonym_key: Name = "concordant-pseudonym-key"
     object_store: ObjectStore | None = None
     online_store: OnlineStore | None = None
+    signing_key: Name | None = None  # with a key signing.key: an Ed25519 private key in PEM, which publish signs the bundle with
     image_pull: tuple[Name, ...] = ()
 
 
@@ -143,6 +146,17 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Deploy:
+    """What passed the gate goes into this InferenceService: `traffic` percent to a canary first, watched by Prometheus."""
+
+    name: Name
+    namespace: Name
+    traffic: Annotated[int, Field(ge=0, le=100)] = 10
+    watch_s: Count = 900
+    prometheus: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+$|^$")] = ""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Placement:
     """A cluster file. Without one: no settings but the pseudonym key's secret, which a laptop ignores."""
 
@@ -151,15 +165,18 @@ class Placement:
     secrets: Secrets = Secrets()
     workspace: Workspace = Workspace()
     training: Training | None = None
+    deploy: Deploy | None = None
     shards: Annotated[int, Field(ge=1, le=1024)] = 1  # parts that records and features are worked on in, by patient
     engine: Literal["kubeflow", "processes", "ray"] = "kubeflow"  # what runs them: tasks of the graph, or processes or Ray inside `ingest`
-    service_account: Name | None = None  # of the steps; it needs rights only where a TrainJob is started
+    service_account: Name | None = None  # of the steps; it needs rights only for `training` and `deploy`
 
     def step(self, name: str) -> Step:
         """Settings of a step: its own, then the default's."""
         own = self.steps.get(name, Step())
         given = {name: value for name in Step.__dataclass_fields__ if (value := getattr(own, name)) is not None}
         found = replace(self.default, **given)
+        if name == "deploy":  # a rollback is an answer, not a failure to try again
+            found = replace(found, retries=None)
         return replace(found, cache=bool(found.cache) and name not in NEVER_CACHED)
 
     @property
@@ -209,6 +226,8 @@ class Placement:
         if held.online_store and name == "fill_store":
             keys = {held.online_store.key: "CONCORDANT_ONLINE_STORE"}
             kubernetes.use_secret_as_env(task, secret_name=held.online_store.secret, secret_key_to_env=keys)
+        if held.signing_key and name == "publish":
+            kubernetes.use_secret_as_volume(task, secret_name=held.signing_key, mount_path=str(SIGNING_FILE.parent))
         if held.image_pull:
             kubernetes.set_image_pull_secrets(task, list(held.image_pull))
         if work.claim:
@@ -293,6 +312,7 @@ def _forms() -> dict[str, str]:
     forms = {Name: "of a Kubernetes name (a-z, 0-9, - and .)", Cpu: "'500m' or '2'", Memory: "'4Gi' or '500M'", Mount: "'/workspace'"}
     forms |= {Image: "'registry/name:tag' or 'registry/name@sha256:...'"}
     patterns = {get_args(kind)[1].pattern: form for kind, form in forms.items()}
+    patterns[get_args(Deploy.__annotations__["prometheus"])[1].pattern] = "'http://prometheus.monitoring.svc:9090'"
     return patterns | {get_args(get_args(Workspace.__annotations__["root"])[0])[1].pattern: "'s3://bucket/prefix'"}
 
 
@@ -332,6 +352,21 @@ def _problems(placement: Placement) -> list[str]:
         )
     if job and not placement.service_account:
         found.append("training starts a TrainJob, which needs rights. Name a service_account that may create, get and delete TrainJobs.")
+    return found + _deploy_problems(placement)
+
+
+def _deploy_problems(placement: Placement) -> list[str]:
+    if placement.deploy is None:
+        return []
+    found, root, most = [], placement.workspace.root or "", placement.step("deploy").timeout_s
+    if not root.startswith(("s3://", "gs://")):
+        found.append(f"deploy: KServe fetches the bundle from s3:// or gs://, but workspace.root is {root!r}. Name one that both reach.")
+    if not placement.service_account:
+        found.append("deploy changes an InferenceService, which needs rights. Name a service_account that may get and patch it.")
+    if most is not None and most < placement.deploy.watch_s + 600:
+        found.append(
+            f"deploy: timeout_s {most} ends the step while it still watches ({placement.deploy.watch_s} s) or waits (600 s). Raise it."
+        )
     return found
 
 

@@ -1,5 +1,6 @@
 """The one graph: records to a published bundle. The same definition runs on a laptop and compiles for a cluster."""
 
+from dataclasses import asdict
 from typing import Any
 
 from kfp import dsl
@@ -7,6 +8,7 @@ from kfp import dsl
 from components.steps.build_features import build_features
 from components.steps.build_features_shard import build_features_shard
 from components.steps.build_shard import build_shard
+from components.steps.deploy import deploy
 from components.steps.estimate_effects import estimate_effects
 from components.steps.evaluate import evaluate
 from components.steps.fill_store import fill_store
@@ -56,7 +58,9 @@ def graph(placement: Placement = Placement()) -> Any:
         verdict = place(evaluate(decision=decision, truth=truth, registry=registry, **evaluated))
         with dsl.If(place(gate(verdict=verdict.outputs["Output"])).output == "pass", name="passed the gate"):
             learned = members | {"features": features, "effects": effects.output, "evaluation": verdict.outputs["evaluation"]}
-            place(publish(decision=decision, **learned))
+            bundle = place(publish(decision=decision, **learned))
+            if placement.deploy:
+                place(deploy(bundle=bundle.output, **asdict(placement.deploy)))
 
     return treatment
 

@@ -19,12 +19,15 @@ def publish(
     from pathlib import Path
 
     from components.artifact import produce
+    from components.signature import sign_published
     from components.study import publish as write
 
     members = {"ridge": Path(ridge.path), "trees": Path(trees.path), "fusion": Path(fusion.path)}
 
     def work(folder):
-        return write(decision, Path(features.path), members, Path(effects.path), Path(evaluation.path), folder)
+        told = write(decision, Path(features.path), members, Path(effects.path), Path(evaluation.path), folder)
+        sign_published(folder)
+        return told
 
     inputs = [features.path, effects.path, evaluation.path, *(str(path) for path in members.values())]
     produce(bundle.path, "publish", inputs, {"decision": decision}, work)

@@ -144,6 +144,23 @@ def test_a_bad_canary_is_rolled_back_and_the_champion_serves_as_before(
         assert server.applied[-2]["spec"]["predictor"]["canaryTrafficPercent"] == 0
 
 
+def test_the_step_deploys_what_publish_made(server: Server, tmp_path: Path) -> None:
+    from kfp import dsl
+
+    from components.steps.deploy import deploy as step
+
+    _installed(server, "Standard", kserve(knative=False))
+    bundle = tmp_path / "published" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "weights").write_bytes(b"1")
+    seal(bundle)
+    made = dsl.Model(uri=str(tmp_path / "published"))
+    made.uri, made._get_path = "s3://bucket/published", lambda: str(tmp_path / "published")  # as the launcher of a pod gives it
+    given = {"name": "site-concordant", "namespace": "care", "traffic": 100, "watch_s": 1, "prometheus": ""}
+    assert step.python_func(bundle=made, **given) == "deployed"
+    assert _variables(_spec(server)["predictor"])["STORAGE_URI"] == "s3://bucket/published/bundle" and server.faults == []
+
+
 def test_a_shadow_that_keeps_every_limit_stays_a_shadow(server: Server) -> None:
     service, told = _installed(server, "Standard", kserve(knative=False)), list[str]()
     with _metrics() as watch:

@@ -6,7 +6,7 @@ import pytest
 
 from components.artifact import BundleError, seal
 from components.rollout import reference
-from components.signature import check, sign
+from components.signature import check, sign, sign_published
 
 
 def _bundle(place: Path, content: bytes = b"weights") -> Path:
@@ -46,3 +46,14 @@ def test_a_file_that_is_no_key_is_told(tmp_path: Path, content: bytes) -> None:
         sign(_bundle(tmp_path / "run"), tmp_path / "key")
     with pytest.raises(BundleError, match="no Ed25519 public key"):
         check(tmp_path / "run", tmp_path / "key")
+
+
+def test_what_is_published_is_signed_where_a_key_is_set_and_only_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _bundle(tmp_path / "run")
+    monkeypatch.setenv("CONCORDANT_SIGNING_KEY", str(tmp_path / "absent.pem"))
+    sign_published(run)
+    assert not (run / "bundle.sig").exists() and not (tmp_path / "absent.pem").exists()
+    sign(_bundle(tmp_path / "other"), tmp_path / "publisher.pem")
+    monkeypatch.setenv("CONCORDANT_SIGNING_KEY", str(tmp_path / "publisher.pem"))
+    sign_published(run)
+    check(run, tmp_path / "publisher.pem.pub")

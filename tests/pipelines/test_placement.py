@@ -162,6 +162,28 @@ def test_only_steps_whose_inputs_tell_everything_are_cached(tmp_path: Path) -> N
     assert "train-fusion" in kept and not kept & {"ingest", "fill-store", "evaluate"}
 
 
+DEPLOY = "{deploy: {name: site, namespace: care}, service_account: a, default: {retries: {count: 3}}, workspace: {root: 's3://b/p'}}"
+
+
+def test_deploy_stands_behind_the_gate_after_publish_and_is_not_tried_again(tmp_path: Path) -> None:
+    compile_to(tmp_path / "deploy.yaml", placement.parse(DEPLOY))
+    graph, _ = yaml.safe_load_all((tmp_path / "deploy.yaml").read_text("utf-8"))
+    tasks = _tasks(graph)
+    assert "deploy" not in graph["root"]["dag"]["tasks"] and tasks["deploy"]["dependentTasks"] == ["publish"]
+    assert "retryPolicy" not in tasks["deploy"] and "retryPolicy" in tasks["publish"]
+    given = {name: each.get("runtimeValue", {}).get("constant") for name, each in tasks["deploy"]["inputs"]["parameters"].items()}
+    assert given == {"name": "site", "namespace": "care", "traffic": 10.0, "watch_s": 900.0, "prometheus": ""}
+
+
+def test_the_signing_key_is_mounted_where_the_bundle_is_published_and_nowhere_else(tmp_path: Path) -> None:
+    compile_to(tmp_path / "signed.yaml", placement.parse("secrets: {signing_key: publisher}"))
+    _, platform = yaml.safe_load_all((tmp_path / "signed.yaml").read_text("utf-8"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    mounted = {name for name, told in executors.items() for each in told.get("secretAsVolume", ()) if each["secretName"] == "publisher"}
+    assert mounted == {"exec-publish"}
+    assert executors["exec-publish"]["secretAsVolume"] == [_secret("publisher", "/var/run/secrets/concordant-signing")]
+
+
 def test_a_step_takes_the_default_where_it_says_nothing() -> None:
     found = placement.parse("{default: {timeout_s: 60, limits: {cpu: '2'}}, steps: {gate: {timeout_s: 5}}}").step("gate")
     assert found.timeout_s == 5 and found.limits == placement.Amount(cpu="2")
@@ -205,6 +227,10 @@ MISTAKES = {
     "{training: {nodes: 2}, service_account: a}": "training.nodes is 2, but there is no workspace.claim",
     "training: {}": "Name a service_account",
     "{training: {}, service_account: a, steps: {train_fusion: {accelerator: {}}}}": "the step only waits",
+    "deploy: {name: a, namespace: b}": "deploy: KServe fetches the bundle from s3:// or gs://, but workspace.root is ''",
+    "{deploy: {name: a, namespace: b}, workspace: {root: 's3://b'}}": "deploy changes an InferenceService, which needs rights",
+    DEPLOY.replace("default: {", "default: {timeout_s: 900, "): "timeout_s 900 ends the step while it still watches",
+    "deploy: {name: a, namespace: b, prometheus: 'http://u:p@x'}": "which is not of the form 'http://prometheus",
     "[1]": "the file: found [1]",
     "a: [": "line 1: this is not YAML",
 }
