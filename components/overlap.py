@@ -86,7 +86,7 @@ class Overlap:
         smooth_NK = self.smooth.predict(x_NF)
         if self.trees is None or not len(x_NF):
             return smooth_NK
-        lowest_NK = np.minimum(self.sharp.predict(x_NF), self.trees.inplace_predict(x_NF, missing=np.nan).astype(np.float64))
+        lowest_NK = np.minimum(self.sharp.predict(x_NF), self.trees.inplace_predict(x_NF, validate_features=False).astype(np.float64))
         return np.where(lowest_NK < SMALLEST_OVERLAP, np.minimum(lowest_NK, smooth_NK), smooth_NK)
 
     def save(self, folder: Path) -> None:

@@ -199,11 +199,12 @@ class Asked:
 
     def judge(self, rule: Rule, drug: str) -> Judged:
         """As `judge`."""
-        if self.depends(rule):
-            return self._judge(self._plan.asks(rule), drug)
-        if id(rule) not in self._told:
-            self._told[id(rule)] = self._judge(self._plan.asks(rule), drug)
-        return self._told[id(rule)]
+        told = self._told.get(id(rule))
+        if told is None:
+            told = self._judge(self._plan.asks(rule), drug)
+            if not self.depends(rule):
+                self._told[id(rule)] = told
+        return told
 
     def depends(self, rule: Rule) -> bool:
         """Whether the verdict may differ between drugs: only where an allergy, or a drug taken now, is one that the rule asks for."""

@@ -46,7 +46,7 @@ class Distance:
         """Mahalanobis distance as a standard normal score for the number of known features (Wilson and Hilferty 1931, chi-square to
         normal): so a patient of whom little is known is judged like one of whom much is."""
         scaled_NM = scaled_NF[:, self.column_M]
-        squared_N = np.einsum("nf,fg,ng->n", scaled_NM, self.precision_MM, scaled_NM, optimize=True)
+        squared_N = np.einsum("nf,nf->n", scaled_NM @ self.precision_MM, scaled_NM)
         known_N = np.maximum(seen_NF[:, self.column_M].sum(1), 1)
         spread_N = 2 / (9 * known_N)
         return np.asarray((np.cbrt(np.maximum(squared_N, 0) / known_N) - (1 - spread_N)) / np.sqrt(spread_N))

@@ -9,6 +9,7 @@ Axis suffixes: N rows, F features, K options, T targets, E members, H hidden wid
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from components.models.compiled import Compiled
 from components.tensors import FOLDS, Scaler
 from features.feature import MODALITIES, Floats
+
+FEW = 64  # rows up to which the compiled form is faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +117,20 @@ class Fusion:
 
     def members(self, x_NF: Floats) -> Floats:
         """Expected target by member, E by N by T."""
-        given, present = inputs(self.scaler, x_NF)
-        with torch.inference_mode():
-            predicted, _, _ = self.network(given, present.T)
-        return np.asarray(predicted.double().numpy() * self.spread_E[:, None, None] + self.center_E[:, None, None])
+        if len(x_NF) <= FEW:
+            batch = self.scaler.batch(x_NF)
+            predicted_ENT = self.compiled(batch.scaled_NF, batch.seen_NF).astype(np.float64)
+        else:
+            given, present = inputs(self.scaler, x_NF)
+            with torch.inference_mode():
+                predicted_ENT = self.network(given, present.T)[0].double().numpy()
+        return np.asarray(predicted_ENT * self.spread_E[:, None, None] + self.center_E[:, None, None])
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The same network for a few rows."""
+        state = {name: tensor.detach().numpy().copy() for name, tensor in self.network.state_dict().items()}
+        return Compiled.of(state, self.scaler, self.targets)
 
     def predict(self, x_NF: Floats) -> Floats:
         """Expected target under each option, mean of the members."""

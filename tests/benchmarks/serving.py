@@ -19,7 +19,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,23 @@ host = predictor if role == "transformer" else None
 config = PredictorConfig(predictor_host=host, predictor_protocol="v1", predictor_use_ssl=False,
                          predictor_request_timeout_seconds=5, predictor_request_retries=0, predictor_health_check=False)
 ModelServer(http_port=port, enable_grpc=False, predictor_config=config).start([Echo()])
+"""
+
+
+HEALTH = """
+import http.client, sys, time
+host = sys.argv[1].split("/")[2]
+took, over = [], time.monotonic() + float(sys.argv[2])
+while time.monotonic() < over:
+    began = time.monotonic()
+    plug = http.client.HTTPConnection(host, timeout=5)
+    plug.request("GET", "/v2/health/live")
+    assert plug.getresponse().status == 200
+    plug.close()
+    took.append(time.monotonic() - began)
+    time.sleep(0.02)
+took.sort()
+print(f"p50 {took[len(took) // 2] * 1e3:.0f} ms, p99 {took[int(len(took) * 0.99)] * 1e3:.0f} ms, {len(took)} times")
 """
 
 
@@ -219,14 +236,16 @@ def rows_of(kind: str, loads: dict[int, Load], bare: dict[int, Load]) -> list[tu
 def overload(url: str, bodies: list[bytes], pids: list[int]) -> tuple[str, Load, Load]:
     """Capacity at 48 clients, then three times as much asked as was answered."""
     capacity = measured(url, bodies, pids, 48)
-    pressed = measured(url, bodies, pids, 400, SECONDS, rate=3 * capacity.rps)
+    with subprocess.Popen([sys.executable, "-c", HEALTH, url, str(SECONDS)], stdout=subprocess.PIPE) as asking:
+        pressed = measured(url, bodies, pids, 400, SECONDS, rate=3 * capacity.rps)
+        health = (asking.communicate()[0] or b"?").decode().strip()
     shed = sorted(pressed.shed) or [0.0]
     arrived, last = sum(pressed.status.values()) / pressed.elapsed, shed[int(len(shed) * 0.99)] * 1e3
     text = (
         f"Capacity at 48 clients {capacity.rps:,.0f} rps; asked for three times that, {arrived:,.0f} rps arrived: {pressed.rps:,.0f} rps "
     )
     text += f"answered, {pressed.rps / capacity.rps:.0%} of capacity, p99 {pressed.at(0.99):.0f} ms; the rest was refused with 503, "
-    text += f"p99 {last:.0f} ms. Statuses: {dict(pressed.status)}.\n"
+    text += f"p99 {last:.0f} ms. Health meanwhile {health}. Statuses: {dict(pressed.status)}."
     return text, capacity, pressed
 
 
@@ -273,20 +292,20 @@ def soak(url: str, bodies: list[bytes], pids: list[int], minutes: float, rate: f
     return table(f"### Soak\n\n{head}.", ("minute", "rps", "p50 ms", "p99 ms", "memory MB", "open files"), rows)
 
 
-def stages(run: Path, key: PseudonymKey, patient: str) -> str:
+def stages(run: Path, key: PseudonymKey, ranked: list[str]) -> str:
     """CPU time of each stage of one answer, called one after the other in this process; HTTP is not among them."""
     from serving import body as bodies
     from serving.audit import Reader, Trail
     from serving.patient import Patients
-    from serving.predictor import _matrix
+    from serving.predictor import _matrix, _time_us
     from serving.schema import FeatureRow, PatientQuery, instances, response
     from serving.transformer import _ANSWERS
 
-    bundle, patients = load(run), Patients(run / "store", key, wall_clock=False)
+    bundle, patients, patient = load(run), Patients(run / "store", key, wall_clock=False), ranked[0]
     raw = json.dumps({"instances": [{"pseudonym": patient}]}).encode()
     (row,) = patients.rows([PatientQuery(pseudonym=patient)])
     sent = row.model_dump_json().encode()
-    x_NF, now_N = _matrix(bundle, [row]), np.array([int(time.time() * 1e6)])
+    x_NF, now_N = _matrix(bundle, [row]), np.array([_time_us(row.as_of)])
     told = ([row.stale], [row.outside], [row.record], now_N)
     facts = bundle.facts([row.record], now_N)
     _, (answer,) = bundle.answer(x_NF, *told)
@@ -306,11 +325,16 @@ def stages(run: Path, key: PseudonymKey, patient: str) -> str:
         ("predictor", "reasons and thresholds", whole - plain),
         ("predictor", "answer to JSON", cpu_ms(lambda: response(bundle, answer, row).model_dump_json())),
     ]
-    total = sum(ms for _, _, ms in found)
-    rows = [(process, stage, f"{ms:.2f}", f"{ms / total:.0%}") for process, stage, ms in found]
-    return table(
-        f"### Stages of one ranked answer by patient id, CPU time\n\nTogether {total:.1f} ms.", ("process", "stage", "ms", "share"), rows
+    total, blend = sum(ms for _, _, ms in found), bundle.blend
+    even = replace(bundle, blend=replace(blend, level_J=np.full(3, 1 / 3), effect_J=np.full(4, 0.25), for_all_KK=None))
+    every = cpu_ms(lambda: even.answer(x_NF, *told, explained=True)) - whole
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in zip((*blend.members, "constant"), blend.effect_J, strict=True))
+    note = (
+        f"Together {total:.1f} ms. Weights of the members in the effects: {weights}. Tried rows ask only members that have weight; where "
     )
+    note += f"all have, an answer takes {every:.1f} ms more."
+    rows = [(process, stage, f"{ms:.2f}", f"{ms / total:.0%}") for process, stage, ms in found]
+    return table(f"### Stages of one ranked answer by patient id, CPU time\n\n{note}", ("process", "stage", "ms", "share"), rows)
 
 
 def cpu_ms(work: Any, times: int = 60) -> float:
@@ -341,38 +365,62 @@ def redis_run(run: Path, url: str, place: Path) -> Path:
 
 
 def made(place: Path) -> tuple[Path, Path, Path]:
-    """A run of the command line on simulated patients: its folder, its key, its source."""
-    from pipelines.simulate import World, simulate
+    """The run that the command line makes by itself, whose bundle chooses by patient: its folder, its key, its source."""
+    if not (place / "ws").exists():
+        command = [sys.executable, "-m", "pipelines", "run", "glucose_lowering", "--workspace", str(place / "ws")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=place)
+    source = next(path for path in (place / "ws" / "sources").iterdir() if path.is_dir())
+    return next((place / "ws" / "runs").iterdir()), place / "ws" / "pseudonym.key", source
 
-    simulate(World(patients=2500, seed=3), place / "export")
-    command = [
-        sys.executable,
-        "-m",
-        "pipelines",
-        "run",
-        "glucose_lowering",
-        "--source",
-        str(place / "export"),
-        "--workspace",
-        str(place / "ws"),
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=place)
-    return next((place / "ws" / "runs").iterdir()), place / "ws" / "pseudonym.key", place / "export"
+
+COUNTS = ("test_fuzz.py", "test_contract.py", "test_swap.py", "test_stop.py")
+
+
+def counts() -> str:
+    """The tests of what must never happen, on their full number of cases, and what each found."""
+    import xml.etree.ElementTree as ElementTree
+
+    rows = []
+    root = Path(__file__).resolve().parents[2]
+    for name in COUNTS:
+        told = Path(tempfile.mkdtemp()) / "told.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "deep",
+            f"tests/serving/{name}",
+            f"--junitxml={told}",
+            "-o",
+            "timeout=3600",
+            "-o",
+            "junit_family=xunit1",
+        ]
+        began = time.monotonic()
+        subprocess.run(command, cwd=root, env={**os.environ, "CONCORDANT_DEEP": "1"}, check=False)
+        for case in ElementTree.parse(told).iter("testcase"):
+            found = next((p.get("value") for p in case.iter("property") if p.get("name") == "found"), None)
+            rows.append(
+                (case.get("name", "").removeprefix("test_").replace("_", " "), found or "FAILED", f"{float(case.get('time', 0)):.0f} s")
+            )
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    return table("### What must never happen, on the full number of cases", ("test", "found", "took"), rows)
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser()
-    parser.add_argument(
-        "--workspace", type=Path, help="folder with `ws` and `export` of an earlier run of this command; else they are made"
-    )
+    parser.add_argument("--workspace", type=Path, help="folder with the `ws` of an earlier run of this command; else it is made")
+    parser.add_argument("--counts", action="store_true", help="only the tests of `make deep` in tests/serving, with what they found")
     parser.add_argument("--soak", type=float, default=0.0, help="only the soak, this many minutes")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second of the soak; else 60 % of capacity")
     given = parser.parse_args()
-    place = given.workspace or Path(tempfile.mkdtemp())
-    if not (place / "ws").exists():
-        made(place)
-    run, key_file, source = next((place / "ws" / "runs").iterdir()), place / "ws" / "pseudonym.key", place / "export"
+    if given.counts:
+        write("serving-counts", "Serving: counts", "python tests/benchmarks/serving.py --counts", counts())
+        return
+    run, key_file, source = made(given.workspace or Path(tempfile.mkdtemp()))
     key, rows = PseudonymKey.at(key_file), Rows.read(run / "store" / "serving_row.parquet")
     _, answers = load(run).advise(rows, rows.time_N)
     ranked = [patient for patient, answer in zip(rows.patient_ids, answers, strict=True) if len(answer.ranked) > 1]
@@ -418,7 +466,7 @@ def compared(
         ):
             measured(ours.url, asked[kind], pids, 4, 2.0)
             told += rows_of(name, {n: measured(ours.url, asked[kind], pids, n) for n in (1, 8, 32)}, bare)
-        pressed, _, _ = overload(ours.url, asked["anybody"], pids)
+        pressed = [(kind, overload(ours.url, asked[kind], pids)[0]) for kind in ("anybody", "ranked")]
     with redis() as address, tempfile.TemporaryDirectory() as place:
         if address:
             elsewhere = redis_run(run, address, Path(place) / "run")
@@ -431,7 +479,8 @@ def compared(
     size = sum(map(len, asked["inline"])) / len(asked["inline"]) / 1e3
     heading = "### Load\n\nClient and servers share the machine's cores. `rps a core`: answers for a second of CPU of both processes. "
     heading += f"Inline: {size:.0f} kB each."
-    return "\n".join([table(heading, columns, told), f"### Three times as much as it can\n\n{pressed}", stages(run, key, ranked[0])])
+    strain = "\n".join(f"- {kind}: {text}" for kind, text in pressed)
+    return "\n".join([table(heading, columns, told), f"### Three times as much as it can\n\n{strain}\n", stages(run, key, ranked)])
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def _bytes(value: Any, dice: random.Random) -> bytes:
     return raw
 
 
-def _fuzz(base: str, seeds: dict[str, Any], cases: int) -> None:
+def _fuzz(base: str, seeds: dict[str, Any], cases: int) -> str:
+    """What came back, in words."""
     dice, host = random.Random(7), urlsplit(base).netloc
     plug = http.client.HTTPConnection(host, timeout=20)
     seen: dict[int, int] = {}
@@ -99,9 +100,10 @@ def _fuzz(base: str, seeds: dict[str, Any], cases: int) -> None:
         assert CANARY not in str(reply.headers)
     plug.close()
     assert seen.get(400, 0) > cases * 0.3, seen
+    return f"{sum(seen.values()):,} bodies: " + ", ".join(f"{count:,} x {status}" for status, count in sorted(seen.items())) + "; no echo"
 
 
-def test_bent_bodies_break_nothing_in_the_transformer(endpoints: Endpoints, patients: list[str]) -> None:
+def test_bent_bodies_break_nothing_in_the_transformer(endpoints: Endpoints, record_property: Any) -> None:
     bundle = {
         "resourceType": "Bundle",
         "entry": [
@@ -125,12 +127,14 @@ def test_bent_bodies_break_nothing_in_the_transformer(endpoints: Endpoints, pati
         v1.replace("predict", "explain"): {"instances": [{"bundle": bundle}]},
     }
     seeds[v2] = {"id": "a", "inputs": [{"name": "patient_id", "shape": [1], "datatype": "BYTES", "data": ["nobody"]}]}
-    _fuzz(endpoints.base, seeds, examples(1_500, 60_000))
+    record_property("found", _fuzz(endpoints.base, seeds, examples(1_500, 60_000)))
 
 
-def test_bent_rows_break_nothing_in_the_predictor(endpoints: Endpoints, whole_run: Any, run_key: Any, scored: tuple[str, ...]) -> None:
+def test_bent_rows_break_nothing_in_the_predictor(
+    endpoints: Endpoints, whole_run: Any, run_key: Any, scored: tuple[str, ...], record_property: Any
+) -> None:
     (row,) = Patients(whole_run.folder / "store", run_key, wall_clock=False).rows([PatientQuery(pseudonym=scored[0])])
     v1, v2 = f"/v1/models/{endpoints.name}:predict", f"/v2/models/{endpoints.name}/infer"
     seeds: dict[str, Any] = {v1: {"instances": [row.model_dump(mode="json")]}}
     seeds[v2] = {"inputs": [{"name": "row", "shape": [1], "datatype": "BYTES", "data": [row.model_dump_json()]}]}
-    _fuzz(f"http://127.0.0.1:{endpoints._predictor_port}", seeds, examples(1_000, 40_000))
+    record_property("found", _fuzz(f"http://127.0.0.1:{endpoints._predictor_port}", seeds, examples(1_000, 40_000)))

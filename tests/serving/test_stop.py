@@ -85,7 +85,9 @@ class Client:
 
 
 @pytest.mark.deep
-def test_replicas_that_are_stopped_and_replaced_under_load_lose_no_request(whole_run: WholeRun, run_key: Any, stored: Any) -> None:
+def test_replicas_that_are_stopped_and_replaced_under_load_lose_no_request(
+    whole_run: WholeRun, run_key: Any, stored: Any, record_property: Any
+) -> None:
     """Each replica in turn is told to stop, ends by itself with nothing half answered, and a new one takes its place."""
     (row,) = Patients(whole_run.folder / "store", run_key, wall_clock=False).rows([PatientQuery(pseudonym=stored.patient_ids[0])])
     body = json.dumps({"instances": [row.model_dump(mode="json")]}).encode()
@@ -119,6 +121,7 @@ def test_replicas_that_are_stopped_and_replaced_under_load_lose_no_request(whole
             replica.process.wait()
     answered = sum(client.answered for client in clients)
     assert sum(client.failed for client in clients) == 0 and answered > 200, answered
+    record_property("found", f"{examples(1, 10)} replicas stopped and replaced under {answered:,} requests: 0 failed")
 
 
 def test_a_replica_that_stops_says_so_before_it_closes_its_door(whole_run: WholeRun) -> None:

@@ -62,7 +62,9 @@ def _extra(selftest: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @pytest.mark.deep
-def test_swaps_under_load_lose_no_request_and_mix_none(whole_run: WholeRun, run_key: Any, scored: tuple[str, ...], tmp_path: Path) -> None:
+def test_swaps_under_load_lose_no_request_and_mix_none(
+    whole_run: WholeRun, run_key: Any, scored: tuple[str, ...], tmp_path: Path, record_property: Any
+) -> None:
     one, two = _copy(whole_run, tmp_path / "one"), _copy(whole_run, tmp_path / "two")
     _shift(two, 1000.0)
     predictor = Predictor("m", one)
@@ -97,6 +99,7 @@ def test_swaps_under_load_lose_no_request_and_mix_none(whole_run: WholeRun, run_
         assert outcomes and by_version.setdefault(version, outcomes) == outcomes  # the numbers of its version, and no other's
     first, second = by_version.values()
     assert np.abs(np.array(first) - np.array(second)).min() > 100
+    record_property("found", f"{examples(20, 60)} swaps under {len(found):,} requests of 8 patients: 0 failed, 0 of two versions")
 
 
 def _altered(folder: Path) -> None:
