@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args
 
@@ -143,6 +143,9 @@ class Training:
     runtime: Name = "torch-distributed"
     image: Image = ""
     resources: Amount = Amount()
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # Lightning's; bf16 is for GPUs
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -190,6 +193,9 @@ class Placement:
             "gpus_per_node": job.gpus_per_node,
             "runtime": job.runtime,
             "image": job.image or step.image or "",
+            "precision": job.precision,
+            "node_selector": job.node_selector,
+            "tolerations": [{name: value for name, value in asdict(each).items() if value is not None} for each in job.tolerations],
         }
         told["resources"] = {name: amount for name in ("cpu", "memory") if (amount := getattr(job.resources, name))}
         told |= {"timeout_seconds": step.timeout_s, "claim": self.workspace.claim or "", "mount": self.workspace.mount}
@@ -346,10 +352,12 @@ def _problems(placement: Placement) -> list[str]:
     found += [f"steps.{name}: there is no such step. Steps: {', '.join(STEPS)}." for name in placement.steps if name not in STEPS]
     if job and placement.step("train_fusion").accelerator:
         found.append("train_fusion has an accelerator and training starts a TrainJob: the step only waits. Take one of the two out.")
-    if job and job.nodes > 1 and not placement.workspace.claim:
+    if job and not placement.workspace.claim:
         found.append(
-            f"training.nodes is {job.nodes}, but there is no workspace.claim that the nodes could share. Name a ReadWriteMany claim."
+            "training starts a TrainJob, but there is no workspace.claim that the step and its nodes share. Name a ReadWriteMany claim."
         )
+    if job and not (job.image or placement.step("train_fusion").image):
+        found.append("training starts a TrainJob, but no image is named for its nodes. Name training.image or default.image.")
     if job and not placement.service_account:
         found.append("training starts a TrainJob, which needs rights. Name a service_account that may create, get and delete TrainJobs.")
     return found + _deploy_problems(placement)

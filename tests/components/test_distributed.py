@@ -1,5 +1,6 @@
 """Training by several processes: the ensemble of one process, also after one of them was killed."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kubernetes import client
 from safetensors.numpy import load_file
-from train_cluster import TEXT, free_port, inputs, nodes, workers
+from train_cluster import TEXT, Cluster, end, free_port, inputs, nodes, workers
 from worlds import world
 
 from components import distributed, train_job
-from components.artifact import code_digest, verify
+from components.artifact import code_digest
 from components.models import fusion_training
 from components.models.fusion import Fusion, Settings
 from features.errors import ConcordantError
@@ -225,21 +227,33 @@ def test_what_is_ordered_and_can_not_be_done_is_told_to_the_step(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_nodes_of_torchrun_train_what_one_process_trains_though_a_rank_is_killed(tmp_path: Path) -> None:
-    """Two nodes as a TrainJob starts them; torchrun starts all ranks again after one is killed, and they go on from the checkpoint."""
+def test_a_train_job_of_two_nodes_trains_what_one_process_trains_though_a_rank_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step makes the job over HTTP, its nodes are two torchruns; all ranks start again after one is killed, and go on."""
     cohort, features = inputs(tmp_path, 1500)
-    folder, alone = tmp_path / "order", tmp_path / "alone"
-    for place in (folder, alone):
-        order(place, cohort, features)
-    launch = train_job.Launch(nodes=2, image="registry.example/concordant:1", claim="workspace", mount=str(tmp_path))
-    started = nodes(train_job.manifest(launch, "concordant-fusion-test", folder), tmp_path)
-    await_checkpoint(folder / "checkpoints")
-    os.kill(workers(started[1])[0], signal.SIGKILL)
-    assert [node.wait(180) for node in started] == [0, 0], (tmp_path / "node0.txt").read_text()
-    logs = "".join((tmp_path / f"node{rank}.txt").read_text() for rank in range(2))
-    assert logs.count('"state": "started"') >= 2  # the first process, wherever it is, began again
-    verify(folder / "model")
+    launch = {"nodes": 2, "image": "registry.example/concordant:1", "claim": "workspace", "mount": str(tmp_path / "workspace")}
+    told: list[str] = []
+
+    def runs(job: dict[str, Any]) -> None:
+        folder = Path(job["spec"]["trainer"]["command"][-1])
+        started = nodes(job, tmp_path)
+        await_checkpoint(folder / "checkpoints")
+        os.kill(workers(started[1])[0], signal.SIGKILL)
+        codes = [node.wait(180) for node in started]
+        told.append("".join((tmp_path / f"node{rank}.txt").read_text() for rank in range(2)))
+        end(job, "Failed" if any(codes) else "Complete", str(codes))
+
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    out.mkdir()
+    with Cluster(runs=runs) as cluster:
+        jobs = train_job.Jobs(client.ApiClient(client.Configuration(host=cluster.url)), every_s=0.1)
+        monkeypatch.setattr(train_job.Jobs, "of_this_cluster", lambda: jobs)
+        message = train_job.run(json.dumps(launch), TEXT, cohort, features, out, lambda folder: "trained here")
+    assert message == "1,500 rows, 51 features, cross-fitted, by a TrainJob: nodes 2, GPUs a node 0"
+    assert told[0].count('"state": "started"') >= 2, told[0]  # the first process, wherever it is, began again
+    order(alone, cohort, features)
     distributed.main(alone)  # in this process
-    assert apart(folder / "model", alone / "model") <= 1e-5
-    ours, theirs = (load_file(place / "model" / "crossfit.safetensors")["oof_NT"] for place in (folder, alone))
+    assert apart(out, alone / "model") <= 1e-5
+    ours, theirs = (load_file(place / "crossfit.safetensors")["oof_NT"] for place in (out, alone / "model"))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)  # of outcomes with a spread of 3

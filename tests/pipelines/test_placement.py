@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import concordant
 
+from components import train_job
 from pipelines import placement
 from pipelines.cluster import compile_to
 
@@ -199,11 +200,17 @@ def test_training_on_many_nodes_is_told_to_the_step_as_json() -> None:
         "runtime": "torch-distributed",
         "image": "ghcr.io/concordant/concordant-python-cuda:0.1.0",
         "resources": {"cpu": "8", "memory": "64Gi"},
+        "precision": "bf16-mixed",
+        "node_selector": {},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "timeout_seconds": 43200,
         "claim": "concordant-workspace",
         "mount": "/workspace",
     }
     assert placement.read("cpu").launch == ""
+    launch = train_job.Launch.parse(json.dumps(told))  # what the step reads it as
+    pod = str(train_job.manifest(launch, "a", Path("/workspace/train/a")))
+    assert launch.nodes == 2 and launch.claim == "concordant-workspace" and str(told["tolerations"]) in pod
 
 
 MISTAKES = {
@@ -224,7 +231,9 @@ MISTAKES = {
     "secrets: {object_store: {}}": "secrets.object_store.secret",
     "workspace: {root: folder}": "workspace.root: found 'folder', which is not of the form 's3://bucket/prefix'",
     "shards: 0": "shards: found 0",
-    "{training: {nodes: 2}, service_account: a}": "training.nodes is 2, but there is no workspace.claim",
+    "{training: {}, service_account: a}": "there is no workspace.claim that the step and its nodes share",
+    "{training: {}, service_account: a, workspace: {claim: a}}": "no image is named for its nodes",
+    "training: {precision: bf16}": "training.precision: found 'bf16'",
     "training: {}": "Name a service_account",
     "{training: {}, service_account: a, steps: {train_fusion: {accelerator: {}}}}": "the step only waits",
     "deploy: {name: a, namespace: b}": "deploy: KServe fetches the bundle from s3:// or gs://, but workspace.root is ''",
