@@ -61,6 +61,7 @@ NAMED: dict[str, Values] = {
         "autoscaling": {"type": "keda"},
         "spread": {"topologyKey": "topology.kubernetes.io/zone"},
     },
+    "a pipeline that deploys": {"rollout": {"enabled": True, "serviceAccount": "0", "namespace": "pipelines"}},
     "TrainJobs": {"training": {"enabled": True, "serviceAccount": "0", "namespace": "pipelines"}},
     "everything": {
         "hooks": {"enabled": True, "audience": "https://cds.hospital.example", "issuers": [ISSUER]},
@@ -127,6 +128,9 @@ EDGES: dict[str, list[Any]] = {
     "training.enabled": [True, False],
     "training.serviceAccount": _NAMES,
     "training.namespace": ["", *_NAMES],
+    "rollout.enabled": [True, False],
+    "rollout.serviceAccount": _NAMES,
+    "rollout.namespace": ["", *_NAMES],
     "networkPolicy.enabled": [True, False],
     "networkPolicy.from": [[], [{"namespaceSelector": {}}], [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"podSelector": {}}]],
     "networkPolicy.gatewayNamespace": [{}, {"a": "true"}],

@@ -265,11 +265,16 @@ def test_trivy_finds_nothing_high_in_chart_image_and_pods(trivy: Path, tmp_path:
 
 
 @pytest.mark.parametrize("named", NAMED)
-def test_no_right_is_given_but_that_to_train(named: str) -> None:
+def test_no_right_is_given_but_that_to_train_and_to_deploy(named: str) -> None:
     """What `components.train_job` asks an API server for, in this namespace; only where it is switched on."""
     from components.train_job import GROUP, PLURAL
 
     given = {each["kind"]: each for each in render(NAMED[named]) if each["apiVersion"].startswith("rbac.")}
+    if NAMED[named].get("rollout", {}).get("enabled"):
+        assert set(given) == {"Role", "RoleBinding"} and given["RoleBinding"]["roleRef"]["name"] == given["Role"]["metadata"]["name"]
+        (rule,) = given["Role"]["rules"]
+        assert rule["verbs"] == ["get", "patch"] and rule["resourceNames"] == ["site-concordant"]  # what components.rollout asks for
+        return
     if not NAMED[named].get("training", {}).get("enabled"):
         assert given == {}
         return
