@@ -36,9 +36,10 @@ def submit(
     from pipelines import cluster, show
     from pipelines.local import RunFailed
 
-    kubeflow = _kubeflow(host, namespace)
+    kubeflow, placement = _kubeflow(host, namespace), _placement(config)
+    source = _remote(source, placement)
     with console.status("compiling and uploading"):
-        run, steps = cluster.submit_to(kubeflow, experiment, decision, _remote(source), _placement(config))
+        run, steps = cluster.submit_to(kubeflow, experiment, decision, source, placement)
     console.print(f"Submitted run {run} to {host}")
     if not follow:
         return
@@ -76,9 +77,10 @@ def schedule(
     if delete:
         console.print(f"Schedule {name}: {cluster.unschedule_on(kubeflow, experiment, name)} deleted.")
         return
-    plan = Plan(cron=cron, max_concurrency=max_concurrency, catch_up=catch_up)
+    plan, placement = Plan(cron=cron, max_concurrency=max_concurrency, catch_up=catch_up), _placement(config)
+    source = _remote(source, placement)
     with console.status("compiling and uploading"):
-        made, what = cluster.schedule_on(kubeflow, experiment, name, decision, _remote(source), _placement(config), plan)
+        made, what = cluster.schedule_on(kubeflow, experiment, name, decision, source, placement, plan)
     console.print(f"Schedule {name} {what}: {plan.cron} (seconds first, UTC), {made}")
 
 
@@ -163,11 +165,17 @@ def _kubeflow(host: str, namespace: str | None) -> "Kubeflow":
     return Kubeflow(host=host, token=os.environ.get("CONCORDANT_KFP_TOKEN") or None, namespace=namespace)
 
 
-def _remote(source: str) -> str:
+def _remote(source: str, placement: "Placement") -> str:
     from features.server import is_server
 
     if is_server(source):
         raise ConcordantError(
             "A cluster reads folders and URLs of files. Bring the server's records to one: concordant ingest, then its exports."
+        )
+    mount = placement.workspace.mount if placement.workspace.claim else None
+    if "://" not in source and not (mount and source.startswith(f"{mount}/")):
+        where = f"a folder below {mount}, where the cluster file mounts its claim" if mount else "a workspace.claim in the cluster file"
+        raise ConcordantError(
+            f"A cluster can't read the folder {source!r} of this machine. Give a URL such as s3://bucket/export, or {where}."
         )
     return source

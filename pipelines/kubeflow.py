@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -257,22 +256,28 @@ def _plain(found: Any) -> tuple[Any, ...]:
 
 
 def _tell_changes(details: list[Any], steps: dict[str, str], told: dict[str, str], tell: Callable[[Told], None]) -> None:
-    """Tell each step's new state once. A retried step is told by its newest attempt."""
-    newest = sorted(details, key=lambda each: each.start_time.timestamp() if each.start_time else 0.0)
-    for each in {steps[each.display_name]: each for each in newest}.items():
-        name, task = each
-        if told.get(name) == task.state:
+    """Tell each step's new state once. Tasks of one step (shards) are told as one: at work while one is, failed where one did."""
+    parts: dict[str, list[Any]] = {}
+    for each in details:
+        parts.setdefault(steps[each.display_name], []).append(each)
+    for name, tasks in parts.items():
+        states = {each.state for each in tasks}
+        state = next((word for word in ("RUNNING", "PENDING", "FAILED", "SUCCEEDED", "SKIPPED") if word in states), "")
+        if told.get(name) == state:
             continue
-        told[name] = task.state
-        if task.state == "RUNNING":
+        told[name] = state
+        if state == "RUNNING":
             tell({"step": name, "state": "started"})
-        elif task.state == "FAILED":
+        elif state == "FAILED":
             tell({"step": name, "state": "failed"})
-        elif task.state == "SUCCEEDED":
-            tell({"step": name, "state": "finished", "seconds": _seconds(task.start_time, task.end_time), "message": ""})
-        elif task.state == "SKIPPED" and name != "publish":
+        elif state == "SUCCEEDED":
+            tell(
+                {"step": name, "state": "finished", "seconds": _seconds(tasks), "message": f"{len(tasks)} shards" if len(tasks) > 1 else ""}
+            )
+        elif state == "SKIPPED" and name != "publish":
             tell({"step": name, "state": "reused", "message": ""})
 
 
-def _seconds(start: datetime | None, end: datetime | None) -> float:
-    return max(0.0, (end - start).total_seconds()) if start and end else 0.0
+def _seconds(tasks: list[Any]) -> float:
+    started, ended = ([moment for each in tasks if (moment := getattr(each, name))] for name in ("start_time", "end_time"))
+    return max(0.0, (max(ended) - min(started)).total_seconds()) if started and ended else 0.0

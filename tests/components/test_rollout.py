@@ -161,6 +161,77 @@ def test_the_step_deploys_what_publish_made(server: Server, tmp_path: Path) -> N
     assert _variables(_spec(server)["predictor"])["STORAGE_URI"] == "s3://bucket/published/bundle" and server.faults == []
 
 
+def test_the_command_verifies_signs_deploys_and_tells_no_token(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+    from typer.testing import CliRunner
+
+    from pipelines import cluster_cli
+    from pipelines.cli import app
+
+    server.token = "eyJ-token-of-the-deployer"
+    server.kubeconfig(tmp_path)
+    _installed(server, "Standard", kserve(knative=False))
+    (tmp_path / "run" / "bundle").mkdir(parents=True)
+    (tmp_path / "run" / "bundle" / "weights").write_bytes(b"1")
+    seal(tmp_path / "run" / "bundle")
+    monkeypatch.setattr(cluster_cli, "console", Console(file=(printed := io.StringIO()), width=200))
+    run, key = str(tmp_path / "run"), tmp_path / "publisher.pem"
+    assert CliRunner().invoke(app, ["sign", run, "--key", str(key)]).exit_code == 0
+    told = [
+        "deploy",
+        run,
+        "--uri",
+        "s3://models/run",
+        "--name",
+        "site-concordant",
+        "--namespace",
+        "care",
+        "--ready",
+        "0.3",
+        "--every",
+        "0.05",
+    ]
+    told += ["--public-key", f"{key}.pub", "--min-requests", "50", "--watch", "0.4"]
+    with _metrics() as watch:
+        done = CliRunner().invoke(app, [*told, "--champion-metrics", watch.champion, "--canary-metrics", watch.canary])
+    assert done.exit_code == 0, done.exception
+    assert "Promoted" in printed.getvalue() and server.token not in printed.getvalue() + done.stdout
+    assert _variables(_spec(server)["predictor"])["STORAGE_URI"] == "s3://models/run" and server.faults == []
+    count = len(server.applied)
+    (tmp_path / "run" / "bundle.sig").unlink()
+    assert "is not signed" in str(CliRunner().invoke(app, told).exception) and len(server.applied) == count
+
+
+def test_credentials_go_to_no_other_host(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import http.server
+
+    seen: list[str | None] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", f"{server.url}/stolen")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    first = http.server.HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=first.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    (tmp_path / "other").mkdir()
+    there = Server(customs={}, url=f"http://127.0.0.1:{first.server_port}")
+    monkeypatch.setenv("KUBECONFIG", str(there.kubeconfig(tmp_path / "other")))
+    with pytest.raises(ClusterError, match="did not answer"):
+        rollout.read(Cluster(), "care", "site-concordant")
+    first.shutdown()
+    first.server_close()
+    assert seen and server.asked == []
+
+
 def test_a_shadow_that_keeps_every_limit_stays_a_shadow(server: Server) -> None:
     service, told = _installed(server, "Standard", kserve(knative=False)), list[str]()
     with _metrics() as watch:

@@ -238,3 +238,23 @@ def test_steps_are_known_by_every_name_that_a_cluster_gives_them(here: Endpoint)
     assert (
         steps["FHIR to events"] == steps["ingest"] == "ingest" and steps["train-fusion"] == "train_fusion" and steps["publish"] == "publish"
     )
+
+
+def test_shards_of_a_step_are_told_as_one(here: Endpoint) -> None:
+    one, two = (tasks("RUNNING", read_shard=state)["run_details"]["task_details"] for state in ("SUCCEEDED", "RUNNING"))
+    half = {"state": "RUNNING", "run_details": {"task_details": [*one, *two]}}
+    here.script = [half, half, {"state": "SUCCEEDED", "run_details": {"task_details": [*one, *one]}}]
+    told: list[dict[str, Any]] = []
+    client = Kubeflow(host=here.url, token=TOKEN)
+    here.kept["runs"]["r"] = {"run_id": "r"}
+    assert client.follow("r", {"read-shard": "read_shard"}, told.append, 0.01) == {"read_shard"}
+    assert [(each["state"], each.get("message")) for each in told] == [("started", None), ("finished", "2 shards")]
+
+
+def test_a_folder_of_this_machine_is_refused_unless_the_cluster_mounts_it(here: Endpoint, tmp_path: Path) -> None:
+    here.script = WELL[-1:]
+    given = ("submit", "warfarin", "--host", here.url, "--no-follow")
+    done = _told(*given, "--source", "exports/today")
+    assert "can't read the folder 'exports/today'" in str(done.exception) and here.asked == []
+    (tmp_path / "c.yaml").write_text("workspace: {claim: c}", encoding="utf-8")
+    assert _told(*given, "--source", "/workspace/exports", "--config", str(tmp_path / "c.yaml")).exit_code == 0
