@@ -50,7 +50,7 @@ tests: .venv/dev
 	@$(BIN)/pytest -q -m slow --numprocesses 2 --dist loadgroup
 
 deep: .venv/dev ## the property tests on their full number of cases (an hour)
-	@CONCORDANT_DEEP=1 $(BIN)/pytest -q -m deep --numprocesses 2
+	@CONCORDANT_DEEP=1 $(BIN)/pytest -q -m deep --numprocesses 2 --timeout 7200
 
 mutation: .venv/dev ## mutation testing of safety.py and policy.py (an hour; tests/benchmarks/mutation.py --sample N for some)
 	@PYTHONPATH=.:tests/benchmarks $(BIN)/python tests/benchmarks/mutation.py
