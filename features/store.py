@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features import catalogue, online
+from features import catalogue, online, shared
 from features.feature import MODALITIES, Feature
 from features.moment import BEGIN_US
 from features.online import PACKED, Online, Server
@@ -69,9 +69,10 @@ def fill(
 
 def register(folder: Path, home: Path | None = None) -> Any:
     """Write Feast's registry of a store for the place where it lies, or will lie: to be called again after a store was moved."""
-    store = _feast(folder)
-    store.apply(list(definitions(folder, home)))
+    store, objects = _feast(folder), definitions(folder, home)
+    store.apply(list(objects))
     online.release(store._get_provider().online_store)
+    shared.publish(folder, objects[-1].name, objects)
     return store
 
 

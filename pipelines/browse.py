@@ -53,7 +53,7 @@ def events_of(path: Path) -> Any:
 
     from features.events import SCHEMA
 
-    folders = sorted(folder for folder in path.glob("kfp/*/ingest/events") if folder.is_dir())
+    folders = sorted(folder for folder in path.glob("kfp/*/*/events") if folder.is_dir())
     file = path if path.is_file() else (folders[-1] if folders else path) / "events.parquet"
     try:
         return pq.read_table(file, schema=SCHEMA)
