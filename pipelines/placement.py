@@ -16,6 +16,7 @@ from features.errors import ConcordantError
 from pipelines.local import STEPS as RUN
 
 SHIPPED = Path(__file__).parent / "clusters"
+WHOLE = ("ingest", "select_cohort", "build_features")  # what these do in one task each, SHARDED do in shards
 SHARDED = ("plan_shards", "read_shard", "settle_shards", "build_shard", "join_shards", "build_features_shard", "join_features")
 STEPS = (*RUN, *SHARDED, "gate", "deploy")
 KEYED = ("ingest", *SHARDED[:5], "evaluate")  # read the pseudonym key
@@ -345,6 +346,10 @@ def _step_problems(name: str, placement: Placement) -> list[str]:
 
 def _problems(placement: Placement) -> list[str]:
     job, found = placement.training, []
+    absent = WHOLE if placement.shards > 1 and placement.engine == "kubeflow" else SHARDED
+    for name in sorted(set(absent) & set(placement.steps)):
+        there = ", ".join(SHARDED if absent is WHOLE else WHOLE)
+        found.append(f"steps.{name}: with shards {placement.shards} by {placement.engine} there is no such step. In its place: {there}.")
     if placement.shards > 1 and placement.engine != "processes" and not placement.shuffle:
         found.append(
             f"shards is {placement.shards}, but there is no place that all of them reach. Name a workspace.claim or workspace.root."

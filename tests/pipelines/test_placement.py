@@ -78,6 +78,8 @@ PLATFORM: dict[str, dict[str, Compiled]] = {  # every field, and no other
         "gate": {"activeDeadlineSeconds": "7200", **WORKSPACE},
     },
     "sharded": {
+        "read-shard": {"activeDeadlineSeconds": "28800", "secretAsVolume": [KEY, STORE], **WORKSPACE, **POOL},
+        "build-features-shard": {"activeDeadlineSeconds": "28800", **WORKSPACE, **POOL},
         "evaluate": {"activeDeadlineSeconds": "28800", "secretAsVolume": [KEY, STORE], **WORKSPACE, **POOL},
         "fill-store": {
             "activeDeadlineSeconds": "28800",
@@ -234,6 +236,11 @@ MISTAKES = {
     "{training: {}, service_account: a}": "there is no workspace.claim that the step and its nodes share",
     "{training: {}, service_account: a, workspace: {claim: a}}": "no image is named for its nodes",
     "training: {precision: bf16}": "training.precision: found 'bf16'",
+    "shards: 4": "there is no place that all of them reach",
+    "{shards: 4, engine: ray}": "there is no place that all of them reach",
+    "{shards: 4, engine: spark, workspace: {claim: a}}": "engine: found 'spark'",
+    "{shards: 4, workspace: {claim: a}, steps: {ingest: {timeout_s: 5}}}": "steps.ingest: with shards 4 by kubeflow there is no such step",
+    "steps: {read_shard: {timeout_s: 5}}": "In its place: ingest, select_cohort, build_features.",
     "training: {}": "Name a service_account",
     "{training: {}, service_account: a, steps: {train_fusion: {accelerator: {}}}}": "the step only waits",
     "deploy: {name: a, namespace: b}": "deploy: KServe fetches the bundle from s3:// or gs://, but workspace.root is ''",
