@@ -158,12 +158,11 @@ class Settled:
 
     def _word(self, name: str, numbers: npt.NDArray[np.int32]) -> pa.DictionaryArray:
         """The words behind numbers, in their own order: the bytes do not depend on who read what first."""
-        used, indices = np.unique(numbers, return_inverse=True)
-        words = np.array([self.words[name].words[n] for n in used], object)
-        order = np.argsort(words)
-        place = np.empty(len(order), np.int32)
-        place[order] = np.arange(len(order))
-        return pa.DictionaryArray.from_arrays(pa.array(place[indices]), pa.array(words[order], pa.string()))
+        words = self.words[name].words
+        used = sorted(np.flatnonzero(np.bincount(numbers, minlength=1)).tolist(), key=words.__getitem__)
+        place = np.zeros(len(words) + 1, np.int32)
+        place[used] = np.arange(len(used))
+        return pa.DictionaryArray.from_arrays(pa.array(place[numbers]), pa.array([words[n] for n in used], pa.string()))
 
 
 def _dated(column: Ints, newest: int) -> Ints:

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from features import fhir, resources
 from features.account import Account
 from features.moment import BEGIN_US, NEVER_US, UNDATED_US, readable
-from features.observations import Observations
+from features.observations import Batch, Observations
 from features.pseudonym import PseudonymKey
 from features.resources import Broken, Bundle, Deletion, Observation, Other
+from features.source import Block
 from features.versions import VERSION
 
 Ints = npt.NDArray[np.int64]
@@ -125,31 +126,52 @@ class Collector:
         self._facts: list[fhir.Fact] = []
         self._versions: list[tuple[Any, ...]] = []
         self._usual = Observations(now_us, self._odd)
+        self._meanings: npt.NDArray[np.int32] = np.zeros((0, 3), np.int32)  # words of what the usual Observations mean
         self.file = ""
 
     def begin(self, file: str, task: int, place: str = "") -> None:
         """What follows is of a file, or of the piece of it that begins at `place`."""
         self.file, self._task, self._number, self._place = file, task, 0, f"{file}{place}"
         self._near.clear()
+        self._plain = True  # until a line has to be looked at by itself
         self.collected.tasks.setdefault(task, (file, 0))
 
-    def take_all(self, lines: Iterable[bytes], first: int) -> None:
-        """Lines of NDJSON, the first of which has that number; blank ones are none."""
-        gate, usual, line = resources.gate, self._usual.take, first - 1
-        observations = 0
-        for line, raw in enumerate(lines, first):
-            if raw and not raw.isspace():
-                found = gate(raw)
-                if found.__class__ is Observation:
-                    observations += 1
+    def take_block(self, block: Block) -> None:
+        """Lines of NDJSON; blank ones are none."""
+        found = resources.gate_all(block.text, block.size) if self._plain else None
+        if found is None:
+            self._plain = False
+            self.take_all(block.lines, block.first)
+        else:
+            self._take_each(found, np.arange(block.first, block.first + block.size))
+            self.collected.tasks[self._task] = (self.file, block.first + block.size - 1)
+
+    def take_all(self, lines: Sequence[bytes], first: int) -> None:
+        """As `take_block`, for lines that are apart already, the first of which has that number."""
+        numbers = [line for line, raw in enumerate(lines, first) if raw and not raw.isspace()]
+        self._take_each([resources.gate(lines[line - first]) for line in numbers], np.array(numbers, np.int64))
+        self.collected.tasks[self._task] = (self.file, first + len(lines) - 1)
+
+    def _take_each(self, received: Sequence[Any], lines: Ints) -> None:
+        """The Observations among what was received as columns, all else by itself."""
+        begun = (self._task << TASK) + self._number + 1
+        mine = [found.__class__ is Observation for found in received]
+        if all(mine):
+            usual, rows = received, np.arange(begun, begun + len(received))
+            self._number += len(received)
+        else:
+            usual, at = [], []
+            for found, line, is_mine in zip(received, lines.tolist(), mine, strict=True):
+                if is_mine:
                     self._number += 1
-                    usual(found, line, self._task << TASK | self._number)
+                    usual.append(found)
+                    at.append(self._task << TASK | self._number)
                 else:
                     self.take(found, line)
-        if observations:
-            self.collected.account.received[self.file, "Observation"] += observations
-            self._take_usual()
-        self.collected.tasks[self._task] = (self.file, line)
+            lines, rows = lines[mine], np.array(at, np.int64)
+        if usual:
+            self.collected.account.received[self.file, "Observation"] += len(usual)
+            self._take_usual(self._usual.batch(usual, lines, rows))
 
     def _odd(self, found: Observation, line: int, row: int) -> None:
         """An Observation that has to be looked at by itself."""
@@ -257,39 +279,52 @@ class Collector:
                 "kind": kind,
                 "refused": refused,
             }
-            facts: Sequence[Any] = list(zip(*self._facts, strict=True)) or [()] * 6
+            columns: Sequence[Any] = list(zip(*self._facts, strict=True)) or [()] * 6
+            facts = dict(zip(("time", "recorded", "value"), columns[1:4], strict=True))
+            for name, words, column in (("concept", self._concepts, 0), ("code", self._codes, 4), ("unit", self._units, 5)):
+                facts[name] = words.of(columns[column])
             self._versions, self._facts = [], []
-            self._columns(identities, numeric, patients, np.array(count, np.int64), outcomes, facts)
+            self._columns(identities, numeric, patients, np.array(count, np.int64), self._outcomes.of(outcomes), facts)
 
-    def _take_usual(self) -> None:
+    def _take_usual(self, batch: Batch) -> None:
         """Move the Observations of the usual shape into columns."""
-        batch = self._usual.batch()
-        if batch is None or not batch.identities:
+        if not batch.identities:
             return
         numeric = {name: getattr(batch, name) for name in ("recorded", "updated", "version", "row", "line")}
-        concept, value, code, unit = zip(*batch.values, strict=True) if batch.values else ((), (), (), ())
-        facts = (concept, np.repeat(batch.time, batch.said), np.repeat(batch.recorded, batch.said), value, code, unit)
         numeric |= {"kind": _KIND["Observation"], "refused": False}
-        self._columns(batch.identities, numeric, batch.patients, batch.said, itertools.repeat("", len(batch.identities)), facts)
+        facts = {"time": np.repeat(batch.time, batch.said), "recorded": np.repeat(batch.recorded, batch.said), "value": batch.value}
+        if len(new := self._usual.meanings[len(self._meanings) :]):
+            words = (
+                self._concepts.of([one[0] for one in new]),
+                self._codes.of([one[1] for one in new]),
+                self._units.of([one[2] for one in new]),
+            )
+            self._meanings = np.concatenate([self._meanings, np.stack(words, axis=1)])
+        facts |= dict(zip(("concept", "code", "unit"), self._meanings[batch.meaning].T, strict=True))
+        nothing = np.full(len(batch.identities), self._outcomes.of([""])[0])
+        self._columns(batch.identities, numeric, batch.patients, batch.said, nothing, facts)
 
     def _columns(
-        self, identities: Sequence[str], numeric: dict[str, Any], patients: Sequence[str], count: Ints, outcomes: Iterable[str], facts: Any
+        self,
+        identities: Sequence[str],
+        numeric: dict[str, Any],
+        patients: Sequence[str],
+        count: Ints,
+        outcome: npt.NDArray[np.int32],
+        facts: dict[str, Any],
     ) -> None:
-        """Versions and their facts (concept, time, recorded, value, code, unit) to where they wait for the end of the source."""
+        """Versions and their facts, `count` of each, to where they wait for the end of the source."""
         versions = np.empty(len(identities), VERSION)
         for name, column in numeric.items():
             versions[name] = column
         versions["identity"] = self.key.numbers(identities)
         versions["task"] = versions["row"] >> TASK
-        found = np.empty(len(facts[0]), FACT)
+        found = np.empty(len(facts["value"]), FACT)
         for name in ("row", "identity", "kind"):
             found[name] = np.repeat(versions[name], count)
-        for name, column in zip(("time", "recorded", "value"), (facts[1], facts[2], facts[3]), strict=True):
+        for name, column in facts.items():
             found[name] = column
-        for name, words, column in (("concept", self._concepts, 0), ("code", self._codes, 4), ("unit", self._units, 5)):
-            found[name] = words.of(facts[column])
-        found["patient"] = self._numbered(itertools.compress(patients, count), found["row"], count[count > 0])
-        outcome = self._outcomes.of(outcomes)
+        found["patient"] = self._numbered(list(itertools.compress(patients, count)), found["row"], count[count > 0])
         silent = np.array(self._outcomes.digests, np.int64)[outcome]
         versions["content"] = np.where(count > 0, self._contents(found, count), silent ^ versions["recorded"])
         kept = self.collected.kept
@@ -299,22 +334,22 @@ class Collector:
         if self._unstored > _FLUSH and self.collected.spool is not None:
             self._spool()
 
-    def _numbered(self, patients: Iterable[str], row: Ints, count: Ints) -> Ints:
+    def _numbered(self, patients: list[str], row: Ints, count: Ints) -> Ints:
         """Number of each fact's patient; of each patient the first row is kept."""
         known, collected = self._patients, self.collected
-        each: list[int] = []
-        for patient in patients:
-            number = known.get(patient)
-            if number is None:
-                number = known[patient] = len(known)
-                collected.patients.append(self.key.pseudonym(patient))
-                self._groups.append(int(collected.patients[-1][: self._digits], 16))
-                collected.first_rows.append(NEVER_US)
-            each.append(number)
+        each = list(map(known.get, patients))
+        if None in each:
+            for patient in patients:
+                if patient not in known:
+                    known[patient] = len(known)
+                    collected.patients.append(self.key.pseudonym(patient))
+                    self._groups.append(int(collected.patients[-1][: self._digits], 16))
+                    collected.first_rows.append(NEVER_US)
+            each = [known[patient] for patient in patients]
         numbers = np.repeat(np.array(each, np.int64), count)
         first, at = np.unique(numbers, return_index=True)
-        for number, place in zip(first.tolist(), at.tolist(), strict=True):
-            collected.first_rows[number] = min(collected.first_rows[number], int(row[place]))
+        for number, place in zip(first.tolist(), row[at].tolist(), strict=True):
+            collected.first_rows[number] = min(collected.first_rows[number], place)
         return numbers
 
     def _contents(self, found: npt.NDArray[np.void], count: Ints) -> Ints:

@@ -26,13 +26,17 @@ def opened(engine: str, shards: int) -> Iterator[Map]:
 @contextmanager
 def _processes(shards: int) -> Iterator[Map]:
     import os
+    import sys
+    import threading
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     if shards == 1:
         yield lambda function, arguments: [function(*one) for one in arguments]
         return
-    with ProcessPoolExecutor(min(shards, os.cpu_count() or 1), get_context("spawn")) as pool:
+    # A forked process has everything imported already (a second of CPU each); but it may inherit a lock that another thread held.
+    begun = "fork" if sys.platform == "linux" and threading.active_count() == 1 else "spawn"
+    with ProcessPoolExecutor(min(shards, os.cpu_count() or 1), get_context(begun)) as pool:
 
         def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
             return [waiting.result() for waiting in [pool.submit(function, *one) for one in arguments]]

@@ -135,11 +135,14 @@ def _take(collector: Collector, task: Task, progress: Progress | None, holding: 
             collector.take_file(raw)
         return
     for block in source.blocks(task):
-        collector.take_all([line for line in block.lines if holding in line] if holding else block.lines, block.first)
+        if holding:
+            collector.take_all([line for line in block.lines if holding in line], block.first)
+        else:
+            collector.take_block(block)
         if block.problem:
-            collector.take(resources.Broken("unreadable", block.problem), block.first + len(block.lines))
+            collector.take(resources.Broken("unreadable", block.problem), block.first + block.size)
         if progress:
-            progress(task.name, block.first + len(block.lines))
+            progress(task.name, block.first + block.size)
 
 
 def _folder(path: Path) -> Path:

@@ -84,7 +84,11 @@ def whose(resource: resources.Resource) -> str | None:
     if isinstance(resource, (Patient, resources.Medication)):
         return resource.id if isinstance(resource.id, str) and resource.id else None
     whom = resource.subject or resource.patient
-    reference = whom.reference if whom is not None else None
+    return patient_of(whom.reference) if whom is not None else None
+
+
+def patient_of(reference: Any) -> str | None:
+    """Id of the patient that a reference names, None where it names none."""
     if not isinstance(reference, str) or reference.startswith("#"):
         return None
     if reference.startswith("Patient/") and reference.count("/") == 1:  # nearly all of them

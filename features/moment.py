@@ -44,53 +44,60 @@ def instants(texts: Sequence[str | None]) -> tuple[Ints, Bools]:
 
     That kind is a dateTime to the second or millisecond with its zone; every other text, None too, is left to `instant`.
     """
-    array = pa.array(texts, pa.string()).dictionary_encode()
-    if not len(array.dictionary):
-        return np.zeros(len(texts), np.int64), np.zeros(len(texts), bool)
-    words = array.dictionary
-    indices = np.asarray(array.indices.fill_null(-1), np.int64)
-    offsets = np.frombuffer(words.buffers()[1], np.int32)[words.offset : words.offset + len(words) + 1].astype(np.int64)
+    words = pa.array(texts, pa.string())
+    found, read = np.zeros(len(words), np.int64), np.zeros(len(words), bool)
+    if words.null_count == len(words):
+        return found, read
+    offsets = np.frombuffer(words.buffers()[1], np.int32)[: len(words) + 1].astype(np.int64)
     data = np.frombuffer(words.buffers()[2] or b"", np.uint8)
-    found, read = np.zeros(len(words) + 1, np.int64), np.zeros(len(words) + 1, bool)  # the last one stands for None
     size = np.diff(offsets)
     for length in (20, 24, 25, 29):
         rows = np.flatnonzero(size == length)
+        if len(rows) == len(words):
+            return _columns(data.reshape(-1, length), length)
         if len(rows):
             found[rows], read[rows] = _columns(data[offsets[rows][:, None] + np.arange(length)], length)
-    return found[indices], read[indices]
+    return found, read
+
+
+class _Layout:
+    """Where the digits and the marks of texts of one length stand: `YYYY-MM-DDThh:mm:ss`, milliseconds in the longer, `Z` or `+hh:mm`."""
+
+    def __init__(self, length: int) -> None:
+        numbers = [(0, 1, 2, 3), (5, 6), (8, 9), (11, 12), (14, 15), (17, 18)]
+        numbers.append((20, 21, 22) if length in (24, 29) else ())
+        numbers += [(length - 5, length - 4), (length - 2, length - 1)] if length in (25, 29) else [(), ()]
+        self.marks = {4: "-", 7: "-", 10: "T", 13: ":", 16: ":"} | ({19: "."} if length in (24, 29) else {})
+        self.marks |= {length - 1: "Z"} if length in (20, 24) else {length - 3: ":"}
+        self.sign = length - 6 if length in (25, 29) else None
+        self.digits = sorted(place for places in numbers for place in places)
+        self.weights = np.zeros((len(self.digits), len(numbers)), np.float32)
+        for n, places in enumerate(numbers):
+            for power, place in enumerate(reversed(places)):
+                self.weights[self.digits.index(place), n] = 10.0**power
+
+
+_LAYOUTS = {length: _Layout(length) for length in (20, 24, 25, 29)}
 
 
 def _columns(text: npt.NDArray[np.uint8], length: int) -> tuple[Ints, Bools]:
-    """Texts of one length, a row each: `YYYY-MM-DDThh:mm:ss`, milliseconds in the longer ones, `Z` or `+hh:mm`."""
-    digit = text - np.uint8(48)
-    good = np.ones(len(text), bool)
-
-    def number(*places: int) -> Ints:
-        value = np.zeros(len(text), np.int64)
-        for place in places:
-            np.logical_and(good, digit[:, place] <= 9, out=good)
-            value = value * 10 + digit[:, place]
-        return value
-
-    year, month, day = number(0, 1, 2, 3), number(5, 6), number(8, 9)
-    hour, minute, second = number(11, 12), number(14, 15), number(17, 18)
-    fraction = number(20, 21, 22) if length in (24, 29) else np.zeros(len(text), np.int64)
-    marks = {4: "-", 7: "-", 10: "T", 13: ":", 16: ":"} | ({19: "."} if length in (24, 29) else {})
-    marks |= {length - 1: "Z"} if length in (20, 24) else {length - 3: ":"}
-    for place, mark in marks.items():
-        good &= text[:, place] == ord(mark)
-    east = np.zeros(len(text), np.int64)
-    if length in (25, 29):
-        sign = text[:, length - 6]
-        ahead, past = number(length - 5, length - 4), number(length - 2, length - 1)
+    """Texts of one length, a row each."""
+    layout = _LAYOUTS[length]
+    digit = text[:, layout.digits] - np.uint8(48)
+    good = (digit <= 9).all(axis=1) & (text[:, list(layout.marks)] == [ord(mark) for mark in layout.marks.values()]).all(axis=1)
+    numbers = digit.astype(np.float32) @ layout.weights  # whole numbers; where they are more than 9999, no digits stand there
+    year, month, day, hour, minute, second, fraction, ahead, past = np.ascontiguousarray(numbers.T).astype(np.int32)
+    east = ahead * 60 + past
+    if layout.sign is not None:
+        sign = text[:, layout.sign]
         good &= ((sign == ord("+")) | (sign == ord("-"))) & (ahead <= 23) & (past <= 59)
-        east = np.where(sign == ord("-"), -1, 1) * (ahead * 60 + past)
+        east = np.where(sign == ord("-"), -east, east)
     good &= (year >= 1000) & (month >= 1) & (month <= 12) & (day >= 1) & (hour <= 23) & (minute <= 59) & (second <= 59)
     month = np.where(good, month, 1)
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
     good &= day <= _MONTH_DAYS[month] + (leap & (month == 2))
-    seconds = ((_days(year, month, day) * 24 + hour) * 60 + minute - east) * 60 + second
-    return seconds * 1_000_000 + fraction * 1_000, good
+    minutes = _days(year, month, day).astype(np.int64) * 1440 + (hour * 60 + minute - east)
+    return (minutes * 60 + second) * 1_000_000 + fraction * 1_000, good
 
 
 _MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])

@@ -89,9 +89,9 @@ class PseudonymKey:
 
     def numbers(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
         """As `number`, for many at once."""
-        begun, found = self._number, []
+        copy, found = self._number.copy, []
         for text in texts:
-            fed = begun.copy()
-            fed.update(text.encode(errors="surrogatepass"))
+            fed = copy()
+            fed.update(text.encode("utf-8", "surrogatepass"))
             found.append(fed.digest())
         return (np.frombuffer(b"".join(found), ">u8") >> np.uint64(1)).astype(np.int64)

@@ -247,7 +247,8 @@ Resource = Patient | Subjected | Medication
 Received = Resource | Bundle | Other | Deletion | Broken
 READ = frozenset(kind.__name__ for kind in Resource.__args__)
 
-_known = msgspec.json.Decoder(Resource | Bundle).decode
+_decoder = msgspec.json.Decoder(Resource | Bundle)
+_known, _all_known = _decoder.decode, _decoder.decode_lines
 _other = msgspec.json.Decoder(Other).decode
 concept = msgspec.json.Decoder(Concept | None).decode
 components = msgspec.json.Decoder(list[Component] | None).decode
@@ -276,6 +277,23 @@ def gate(raw: bytes) -> Received:
     except _ERRORS:
         return Broken("unreadable", "not_json")
     return Broken(found.resourceType, "structure") if found.resourceType in READ or found.resourceType == "Bundle" else found
+
+
+def gate_all(text: bytes, count: int) -> list[Any] | None:
+    """What each of `count` lines is, at once; None where one of them is blank, broken or of a type that we don't read: see `gate`.
+
+    Where every line ends with a brace and the next begins with one, no value reaches over two lines: JSON has a comma between the two,
+    and no line break in a text. Then as many values as lines are one a line.
+    """
+    if text.count(b"}\n{") != count - 1:
+        return None
+    try:
+        if not text.isascii():  # the parser skips the bytes of what it does not read
+            text.decode()
+        found = _all_known(text)
+    except _ERRORS:
+        return None
+    return found if len(found) == count else None
 
 
 def encoded(resource: dict[str, Any]) -> bytes:

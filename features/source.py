@@ -48,11 +48,17 @@ class Task(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some lines, the number of the first of them, and why the file ends after them although it should not."""
+    """Some lines, how many, the number of the first of them, and why the file ends after them although it should not."""
 
     first: int
-    lines: list[bytes]
+    text: bytes
+    size: int  # lines
     problem: str | None = None
+
+    @property
+    def lines(self) -> list[bytes]:
+        """One by one."""
+        return self.text.split(b"\n") if self.size else []
 
 
 def files(source: str) -> list[str]:
@@ -207,20 +213,21 @@ def blocks(task: Task) -> Iterator[Block]:
             for chunk in _read(raw, task.name, task.start, task.end):
                 head, newline, rest = chunk.rpartition(b"\n")
                 if newline:
-                    lines = (b"".join(left) + head).split(b"\n")
-                    yield Block(number, lines)
-                    number, left = number + len(lines), [rest]
+                    text = b"".join((*left, head))
+                    lines = text.count(b"\n") + 1
+                    yield Block(number, text, lines)
+                    number, left = number + lines, [rest]
                 else:
                     left.append(chunk)
                 if sum(map(len, left)) > MOST_LINE:
-                    yield Block(number, [], "line_too_long")
+                    yield Block(number, b"", 0, "line_too_long")
                     return
     except (EOFError, OSError, zlib.error):  # a compressed stream that ends early or is damaged
-        yield Block(number, [], "file_truncated")
+        yield Block(number, b"", 0, "file_truncated")
         return
     last = b"".join(left)
     if last:
-        yield Block(number, [last])
+        yield Block(number, last, 1)
 
 
 def _genotyped(task: Task) -> Block:
@@ -238,8 +245,8 @@ def _genotyped(task: Task) -> Block:
         try:
             told += map(orjson.dumps, vcf.observations(path))
         except vcf.VcfError as error:
-            return Block(1, told, error.code)
-    return Block(1, told)
+            return Block(1, b"\n".join(told), len(told), error.code)
+    return Block(1, b"\n".join(told), len(told))
 
 
 def _read(raw: Any, name: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:

@@ -16,6 +16,8 @@ from features import events
 from features.events import PseudonymKey, ingest, of_bundle
 from features.feature import AsOf, Events
 from features.moment import instant
+from features.resources import Broken, gate
+from features.source import Line
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 NOW_US = int(NOW.timestamp()) * 1_000_000
@@ -193,3 +195,36 @@ def test_a_bundle_in_a_line_is_as_many_resources_as_it_has_entries(tmp_path: Pat
     table, told = ingested(put(tmp_path / "in", Bundle=[bundle]), tmp_path / "out")
     assert table.num_rows == 1
     assert (told["received"], told["quarantined"]) == (3, 1)
+
+
+ONE, TWO = (json.dumps(observation(name)).encode() for name in ("o1", "o2"))
+
+
+@pytest.mark.parametrize(
+    ("text", "bad"),
+    [
+        (ONE + b"\n" + TWO, 0),
+        (ONE + b" \r\n" + TWO, 0),
+        (b"\n" + ONE + b"\n\n" + TWO + b"\n \n", 0),
+        (ONE + b"\n" + TWO[:-40], 1),
+        (ONE + TWO + b"\n" + TWO, 1),  # two values in a line
+        (ONE.replace(b", ", b",\n", 1) + b" " + TWO, 2),  # one value in two lines, two in the second
+        (ONE.replace(b'"final"', b'"fi\nnal"') + b"\n" + TWO, 2),
+        (ONE.replace(b"{", b'{"note":"}\n{",', 1) + b"\n" + TWO + TWO, 3),
+        (ONE.replace(b"{", b'{"note":"\xff",', 1) + b"\n" + TWO, 1),
+        (ONE.replace(b'"Observation"', b'"Basic"') + b"\n" + TWO, 0),
+        (ONE.replace(b'"status": "final"', b'"status": ["final"]') + b"\n" + TWO, 1),
+        (ONE.replace(b'"Patient/p1"', b'{"x": 1}') + b"\n" + TWO, 1),
+    ],
+)
+def test_many_lines_at_once_are_what_each_is_alone(tmp_path: Path, text: bytes, bad: int) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "Observation.ndjson").write_bytes(text)
+    table, told = ingested(tmp_path / "in", tmp_path / "out")
+    lines = [raw for raw in text.split(b"\n") if raw.strip()]
+    problems = [found.problem for found in map(gate, lines) if isinstance(found, Broken)]
+    refused = pq.read_table(tmp_path / "out" / "quarantine.parquet")["reason"].to_pylist()
+    assert len(refused) == bad and (refused == problems or not problems)
+    assert told["received"] == len(lines) and told["accepted"] == len(lines) - bad
+    alone = events.collect((Line("o", 1, {}, None, raw) for raw in lines), KEY, NOW_US)
+    assert table.num_rows == alone.num_rows and set(table["source"].to_pylist()) == set(alone["source"].to_pylist())
