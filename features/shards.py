@@ -5,6 +5,7 @@ looks across all of them (versions, repeats, Medications elsewhere, the account)
 `join` writes them one after the other. Between these functions everything lies at a place that all of them reach: a folder or a URL.
 """
 
+import secrets
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -156,6 +157,12 @@ def join(place: str, out: Path) -> dict[str, Any]:
         summary = write_account(account, draft, out, told["dates"], told["validated"])
     there.remove()
     return summary
+
+
+def place_in(shuffle: str) -> str:
+    """A place of its own in a folder or URL that all shards reach; "" in none."""
+    root = shuffle if "://" in shuffle else str(Path(shuffle).resolve())
+    return f"{root.rstrip('/')}/{secrets.token_hex(8)}" if shuffle else ""
 
 
 def ingest(

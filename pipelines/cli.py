@@ -128,6 +128,7 @@ def ingest(
     server: ServerOption = None,
     engine: Annotated[Literal["processes", "ray"], EngineOption] = "processes",
     shards: ShardsOption = 1,
+    shuffle: Annotated[str, typer.Option(help="Folder or URL that all shards reach, where they run on other machines.")] = "",
     validate: Annotated[Validated | None, typer.Option(help="Also check these resources in full against the FHIR R4B models.")] = None,
     dates: Annotated[Dates, typer.Option(help="shifted: each patient's dates moved by a secret number of days (for research).")] = "kept",
     workspace: WorkspaceOption = WORKSPACE,
@@ -143,6 +144,7 @@ def ingest(
     if shards > 1 or engine != "processes":
         with console.status("starting") as status:
             options: dict[str, Any] = {"engine": engine, "shards": shards, "dates": dates, "check": validate}
+            options |= {"place": sharded.place_in(shuffle)}
             told = sharded.ingest(source, out, keyed, tell=status.update, **options)
     else:
         with show.reading(console) as (read, checked):

@@ -105,10 +105,11 @@ def test_ingest_accounts_for_everything(small_export: Path, tmp_path: Path) -> N
 
 
 def test_ingest_validates_and_shifts_dates_where_asked(small_export: Path, tmp_path: Path) -> None:
-    options = ("--out", "events", "--validate", "sample", "--dates", "shifted")
+    options = ("--out", "events", "--validate", "sample", "--dates", "shifted", "--shards", "2", "--shuffle", "between")
     done = concordant("ingest", str(small_export), *options, cwd=tmp_path)
     assert "fhir.resources R4B (sample): 0 of" in done.stdout and "dates shifted" in done.stdout
-    assert json.loads((tmp_path / "events" / "summary.json").read_text("utf-8"))["dates"] == "shifted"
+    told = json.loads((tmp_path / "events" / "summary.json").read_text("utf-8"))
+    assert told["dates"] == "shifted" and told["validation"]["checked"] > 0 and not list((tmp_path / "between").iterdir())
 
 
 def test_effects_advises_the_best_fixed_option_where_nothing_differs(tmp_path: Path) -> None:
