@@ -103,6 +103,14 @@ def test_two_processes_make_the_ensemble_of_one(by_two: Path, tmp_path: Path, ca
     assert Fusion.load(tmp_path).settings == settings
 
 
+def test_mixed_bf16_is_lightnings_option_and_stays_near() -> None:
+    """On a processor; on a GPU it was not run."""
+    plain, mixed = (fusion_training.fit(TRAINING, LONG, precision=name) for name in ("32-true", "bf16-mixed"))
+    assert plain.oof_NT is not None and mixed.oof_NT is not None
+    assert 0 < np.abs(plain.oof_NT - mixed.oof_NT).max() < 0.03 * plain.oof_NT.std()
+    assert next(mixed.network.parameters()).dtype == torch.float32
+
+
 def test_a_share_of_the_noise_is_that_of_the_whole_batch() -> None:
     drop = fusion_training.Network((3,), 2, 2, Settings(dropout=0.5)).drop
     x = torch.ones(5, 7, 4)
