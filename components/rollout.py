@@ -116,7 +116,7 @@ def _splits(cluster: Cluster) -> bool:
     told = cluster.get(f"/openapi/v3/apis/{API}") or {}
     schemas = (told.get("components") or {}).get("schemas") or {}
     kinds = [each for name, each in schemas.items() if name.endswith(".InferenceService")]
-    return any("canary" in each["properties"]["spec"].get("properties", {}) for each in kinds)
+    return any("canary" in each.get("properties", {}).get("spec", {}).get("properties", {}) for each in kinds)
 
 
 def wanted(service: Service, new: Reference, percent: int | None) -> Object:

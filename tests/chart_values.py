@@ -61,6 +61,16 @@ NAMED: dict[str, Values] = {
         "autoscaling": {"type": "keda"},
         "spread": {"topologyKey": "topology.kubernetes.io/zone"},
     },
+    "nightly pipeline": {
+        "schedule": {
+            "enabled": True,
+            "source": "s3://records/export",
+            "cron": "30 1 * * 1-5",
+            "tokenSecret": "0",
+            "profile": "team",
+            "config": {"service_account": "pipeline-runner", "default": {"timeout_s": 77, "limits": {"cpu": "2"}}},
+        }
+    },
     "a pipeline that deploys": {"rollout": {"enabled": True, "serviceAccount": "0", "namespace": "pipelines"}},
     "TrainJobs": {"training": {"enabled": True, "serviceAccount": "0", "namespace": "pipelines"}},
     "everything": {
@@ -128,6 +138,16 @@ EDGES: dict[str, list[Any]] = {
     "training.enabled": [True, False],
     "training.serviceAccount": _NAMES,
     "training.namespace": ["", *_NAMES],
+    "schedule.enabled": [True, False],
+    "schedule.image": ["concordant-python:0.1.0", "registry.example:5000/a@" + DIGEST],
+    "schedule.source": ["", "s3://b/#:'x", '/workspace/a\\"b'],
+    "schedule.cron": ["0 2 * * *", "0 0 2 ? * MON-FRI"],
+    "schedule.name": ["", "null", "1e3", "a b"],
+    "schedule.experiment": ["concordant", "0", "yes"],
+    "schedule.kubeflowNamespace": ["kubeflow", "0", "null"],
+    "schedule.profile": ["", "0", "yes"],
+    "schedule.tokenSecret": ["", *_NAMES],
+    "schedule.config": [{}, {"default": {"limits": {"cpu": "1"}, "node_selector": {"a": "true"}}}],
     "rollout.enabled": [True, False],
     "rollout.serviceAccount": _NAMES,
     "rollout.namespace": ["", *_NAMES],
@@ -198,6 +218,8 @@ def mended(values: Values) -> Values:
     if values["hooks"]["enabled"]:
         values["hooks"]["audience"] = values["hooks"]["audience"] or "https://cds.hospital.example"
         values["hooks"]["issuers"] = values["hooks"]["issuers"] or [ISSUER]
+    if values["schedule"]["enabled"]:
+        values["schedule"]["source"] = values["schedule"]["source"] or "s3://records"
     secret = values["pseudonym"]["externalSecret"]
     if secret["enabled"]:
         secret["storeName"], secret["remoteKey"] = secret["storeName"] or "vault", secret["remoteKey"] or "key"

@@ -142,6 +142,8 @@ def test_a_typo_in_the_name_of_any_value_is_refused() -> None:
         ({"page": {"enabled": True}}, "page.enabled: the page asks nobody who they are"),
         ({"authorization": {"type": "istio"}}, "authorization.principals: list who may ask"),
         ({"authorization": {"type": "istio", "principals": ["*"], "oidcIssuer": "https://id.example"}}, "authorization.oidcJwksUri"),
+        ({"schedule": {"enabled": True}}, "schedule.source: say where the records lie"),
+        ({"schedule": {"enabled": True, "source": "exports/here"}}, "/schedule/source"),
         ({"hooks": {"enabled": True}}, "hooks.audience"),
         ({"hooks": {"enabled": True, "audience": "https://a.example"}}, "hooks.issuers: list at least one EHR"),
         ({"pseudonym": {"externalSecret": {"enabled": True}}}, "pseudonym.externalSecret.storeName"),

@@ -31,6 +31,11 @@ def pods(objects: list[Object]) -> dict[str, Object]:
                 found[part] = _pod(f"{each['metadata']['name']}-{part}", each["spec"][part]["labels"], spec)
         elif each["kind"] == "Pod":
             found[each["metadata"]["labels"]["app.kubernetes.io/component"]] = each
+        elif each["kind"] == "Job":
+            made = each["spec"]["template"]
+            found[each["spec"]["template"]["spec"]["containers"][0]["name"]] = _pod(
+                each["metadata"]["name"], made["metadata"]["labels"], made["spec"]
+            )
         else:
             assert "containers" not in str(each.get("spec")), f"a pod in {each['kind']} is not looked at"
     return found
@@ -100,7 +105,8 @@ def everything() -> list[tuple[str, Object]]:
 @pytest.mark.parametrize(("named", "values"), everything())
 def test_every_pod_is_restricted_has_probes_requests_and_limits(named: str, values: Object) -> None:
     found = pods(render(values))
-    assert set(found) == {"predictor", "transformer", "test"}
+    jobs = {"schedule", "unschedule"} if values.get("schedule", {}).get("enabled") else set()
+    assert set(found) == {"predictor", "transformer", "test"} | jobs
     for component, pod in found.items():
         assert unrestricted(pod) == [], component
         assert faults(pod) == [], component  # what KServe hands on to Kubernetes is a pod of Kubernetes' own schema
@@ -149,6 +155,14 @@ def test_only_the_named_flows_pass() -> None:
     passing = {(a, b) for a in labels for b in labels if flows(objects, labels[a], labels[b], 8080)}
     assert passing == {("test", "transformer"), ("transformer", "predictor"), ("stranger", "stranger")}
     assert not flows(objects, labels["transformer"], labels["predictor"], 9464)
+
+
+def test_the_schedules_job_reaches_kubeflow_and_nothing_of_ours() -> None:
+    objects = render(NAMED["nightly pipeline"])
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(objects).items()}
+    assert not any(flows(objects, labels["schedule"], labels[part], 8080) for part in ("predictor", "transformer"))
+    (way,) = (each["spec"] for each in objects if each["kind"] == "NetworkPolicy" and each["metadata"]["name"].endswith("-schedule"))
+    assert selected(way["podSelector"], labels["unschedule"]) and way["egress"][0]["ports"] == [{"protocol": "TCP", "port": 8888}]
 
 
 @pytest.mark.parametrize("named", ["defaults", "single replica", "Knative"])
@@ -246,7 +260,7 @@ def scan(trivy: Path, place: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_trivy_finds_nothing_high_in_chart_image_and_pods(trivy: Path, tmp_path: Path) -> None:
-    for number, named in enumerate(("defaults", "Knative", "GPU nodes", "everything")):  # all sets take a minute
+    for number, named in enumerate(("defaults", "Knative", "GPU nodes", "nightly pipeline", "everything")):  # all sets take a minute
         objects = render(NAMED[named])
         made = objects + [each for name, each in pods(objects).items() if name != "test"]  # Trivy looks for pods in its own kinds only
         for each in made:

@@ -145,6 +145,9 @@ resources: {{- toYaml .values.resources | nindent 2 }}
 {{- if and .Values.authorization.oidcIssuer (not .Values.authorization.oidcJwksUri) -}}
 {{- fail "authorization.oidcJwksUri: say where the keys of authorization.oidcIssuer are." -}}
 {{- end -}}
+{{- if and .Values.schedule.enabled (not .Values.schedule.source) -}}
+{{- fail "schedule.source: say where the records lie, s3://... or a folder below the claim of schedule.config." -}}
+{{- end -}}
 {{- if and .Values.page.enabled (eq .Values.authorization.type "none") -}}
 {{- fail "page.enabled: the page asks nobody who they are. Put authorization in front of it (authorization.type: istio)." -}}
 {{- end -}}
