@@ -19,8 +19,15 @@ def opened(engine: str, shards: int) -> Iterator[Map]:
     """An engine for as long as it is used. Raises ConcordantError where there is none of that name, or it can't be reached."""
     if engine not in ENGINES:
         raise ConcordantError(f"There is no engine {engine!r}. Give one of: {', '.join(ENGINES)}.")
-    with _ray() if engine == "ray" else _processes(shards) as run:
-        yield run
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        with _ray() if engine == "ray" else _processes(shards) as run:
+            yield run
+    except BrokenProcessPool:
+        raise ConcordantError(
+            "A shard's process was killed, as happens where memory runs out. Give it more memory, or fewer shards."
+        ) from None
 
 
 @contextmanager
@@ -66,6 +73,10 @@ def _ray() -> Iterator[Map]:
             if isinstance(error.cause, ConcordantError):
                 raise error.cause from None
             raise
+        except ray.exceptions.RayError as error:  # a worker was killed, a node lost, memory ran out
+            raise ConcordantError(
+                f"A shard was lost on the Ray cluster: {type(error).__name__}. Run it again, or give it more memory."
+            ) from None
 
     try:
         yield run

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features import events, shards
+from features import engines, events, shards
 from features.errors import ConcordantError
 from features.events import PseudonymKey
 from features.parts import Place
@@ -200,6 +201,13 @@ def test_the_work_is_dealt_out_by_size(tmp_path: Path) -> None:
     found = shards.plan(str(tmp_path), str(tmp_path / "place"), 2, NOW_US, KEY)
     assert found.shares == [[0], [1, 2, 3]]
     assert shards.planned(Place(str(tmp_path / "place"))) == found
+
+
+def test_a_shard_that_is_killed_and_one_that_fails_are_told_in_words(tmp_path: Path) -> None:
+    with engines.opened("processes", 2) as run, pytest.raises(ConcordantError, match="does not exist"):
+        run(shards.plan, [(str(tmp_path / "none"), str(tmp_path), 2, NOW_US, KEY)] * 2)
+    with pytest.raises(ConcordantError, match="process was killed"), engines.opened("processes", 2) as run:
+        run(os._exit, [(9,), (9,)])
 
 
 def test_an_engine_that_there_is_not_is_refused(tmp_path: Path) -> None:
