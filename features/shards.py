@@ -7,7 +7,9 @@ looks across all of them (versions, repeats, Medications elsewhere, the account)
 
 import secrets
 import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +38,9 @@ def fingerprinted(origin: str, key: PseudonymKey) -> dict[str, Any]:
 def sentence(told: dict[str, Any]) -> str:
     """A summary in one line for people."""
     return "{received:,} resources, {quarantined:,} in quarantine, {events:,} events of {patients:,} patients".format(**told)
+
+
+_LOOK_S = 0.02  # between looks at whether a group is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +143,11 @@ def build(place: str, shard: int, key: PseudonymKey) -> int:
     return count
 
 
-def join(place: str, out: Path) -> dict[str, Any]:
-    """Write `events.parquet`, `quarantine.parquet` and `summary.json` into a folder, and remove the place; returns the summary."""
+def join(place: str, out: Path, building: Future[Any] | None = None) -> dict[str, Any]:
+    """Write `events.parquet`, `quarantine.parquet` and `summary.json` into a folder, and remove the place; returns the summary.
+
+    `building`: the groups are still being made, each is written as soon as it is there.
+    """
     there = Place(place)
     groups, told = planned(there).groups, msgspec.json.decode(there.read("account.json"))
     account = Account(patients=told["patients"])
@@ -150,7 +158,7 @@ def join(place: str, out: Path) -> dict[str, Any]:
         draft = Path(folder)
         with writer(draft / "events.parquet", groups) as file:
             for group in range(groups):
-                with pa.ipc.open_stream(there.read(f"events/{group:04d}.arrows")) as stream:
+                with pa.ipc.open_stream(_awaited(there, f"events/{group:04d}.arrows", building)) as stream:
                     table = stream.read_all()
                 account.events += table.num_rows
                 file.write_table(table)
@@ -163,6 +171,16 @@ def place_in(shuffle: str) -> str:
     """A place of its own in a folder or URL that all shards reach; "" in none."""
     root = shuffle if "://" in shuffle else str(Path(shuffle).resolve())
     return f"{root.rstrip('/')}/{secrets.token_hex(8)}" if shuffle else ""
+
+
+def _awaited(place: Place, name: str, building: Future[Any] | None) -> bytes:
+    while building is not None and not building.done():
+        if content := place.read(name):
+            return content
+        time.sleep(_LOOK_S)
+    if building is not None:
+        building.result()  # raises what stopped it
+    return place.read(name)
 
 
 def ingest(
@@ -186,7 +204,11 @@ def ingest(
         return alone(origin, out, key, now=now, dates=dates, check=check)
     now_us = int((now or datetime.now(UTC)).timestamp() * 1_000_000)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder, engines.opened(engine, shards) as run:
+    with (
+        tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder,
+        engines.opened(engine, shards) as run,
+        ThreadPoolExecutor(1) as beside,
+    ):
         there = place or f"{folder}/shuffle"
         tell("looking at the source")
         told = plan(origin, there, shards, now_us, key)
@@ -194,7 +216,5 @@ def ingest(
         run(read_share, [(there, share, key) for share in range(shards)])
         tell("settling versions and the account")
         settle(there, key, dates, check)
-        tell(f"building the events in {shards} shards")
-        run(build, [(there, shard, key) for shard in range(shards)])
-        tell("writing")
-        return join(there, out)
+        tell(f"building and writing the events in {shards} shards")
+        return join(there, out, beside.submit(run, build, [(there, shard, key) for shard in range(shards)]))

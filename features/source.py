@@ -16,7 +16,7 @@ from features import resources, vcf
 from features.errors import ConcordantError
 
 Resource = dict[str, Any]
-PIECE = 1 << 26  # bytes of a large local file that are read as one task
+PIECE = 1 << 24  # bytes of a large local file that are read as one task: small enough for even shares
 BLOCK = 1 << 20  # bytes read at once
 MOST_LINE = 1 << 27  # bytes; a longer line is told and skipped
 _PACKED = (".gz", ".zst")
