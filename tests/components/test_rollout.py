@@ -257,7 +257,7 @@ def test_the_transformers_own_parser_takes_what_a_canary_adds(server: Server) ->
 def test_a_standard_mode_that_would_ignore_a_canary_is_refused_before_anything_is_applied(server: Server) -> None:
     service = _installed(server, "Standard", kserve(knative=False, old=True), canary=False)
     before = _spec(server)
-    with pytest.raises(RolloutError, match="does not know spec.canary"):
+    with pytest.raises(RolloutError, match="does not name spec.canary"):
         deploy(service, NEW, SOON, None, lambda _: None)
     assert _spec(server) == before
     assert deploy(service, NEW, Plan(percent=None, ready_s=0.3, every_s=0.05), None, lambda _: None) == "deployed"
