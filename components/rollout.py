@@ -137,8 +137,8 @@ def wanted(service: Service, new: Reference, percent: int | None) -> Object:
         spec["canary"] = [{"trafficPercent": percent, "predictor": beside}]
     else:
         raise RolloutError(
-            f"The InferenceService as it is installed does not name spec.canary: KServe is older than 0.20, or has its minimal definitions. In "
-            f"{service.mode} mode a canary could be ignored without a word. Update it, use Knative mode, or deploy at once with --traffic 100."
+            "The installed InferenceService does not name spec.canary: KServe is older than 0.20, or has its minimal definitions. "
+            f"In {service.mode} mode it could ignore a canary in silence. Update KServe, use Knative mode, or deploy with --traffic 100."
         )
     if service.mode == "Standard" and "transformer" in service.found["spec"]:
         spec["transformer"] = {"containers": _divided(service, new, percent)}
