@@ -3,7 +3,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from components.artifact import die_with_parent
 from features.errors import ConcordantError
@@ -34,6 +36,7 @@ def _endpoint(parser: argparse.ArgumentParser, role: str) -> None:
     parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics there, apart from the answers")
     parser.add_argument("--metrics-host", default="127.0.0.1", help="address to bind for metrics")
     parser.add_argument("--drain-wait", type=float, default=10.0, help="seconds between 'not ready' and closing after SIGTERM")
+    parser.add_argument("--grpc-port", type=int, help="serve the Open Inference Protocol over gRPC there, on the same address")
     if role == "predictor":
         parser.add_argument("--bundle", type=Path, required=True, help="bundle folder; another one put in its place is swapped in")
         parser.add_argument("--watch", type=float, default=2.0, help="seconds between looks for another bundle; 0 never looks")
@@ -62,11 +65,22 @@ def _predictor(given: argparse.Namespace) -> None:
     metrics = Metrics()
     predictor = Predictor(given.name, given.bundle, metrics=metrics)
     predictor.load()
-    guard, readiness, _ = application(predictor, "row", {"bundle": predictor.bundle_ready}, metrics=metrics)
+    guard, readiness, plane = application(predictor, "row", {"bundle": predictor.bundle_ready}, metrics=metrics)
     if given.metrics_port:
         metrics.serve(given.metrics_host, given.metrics_port)
-    beside = (lambda: predictor.watch(given.watch),) if given.watch else ()
+    beside = [lambda: predictor.watch(given.watch)] if given.watch else []
+    beside += _grpc(given, "row", guard, readiness, plane)
     serve(guard, readiness, host=given.host, port=given.port, wait_s=given.drain_wait, beside=beside)
+
+
+def _grpc(given: argparse.Namespace, column: str, guard: Any, readiness: Any, plane: Any) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+    """The gRPC server as something that runs beside, where it is asked for."""
+    if not given.grpc_port:
+        return []
+    from serving.grpc_endpoint import Endpoint, serve
+
+    endpoint = Endpoint(given.name, column, plane, guard, readiness)
+    return [lambda: serve(endpoint, guard.limits.body_bytes, given.host, given.grpc_port)]
 
 
 def _transformer(given: argparse.Namespace) -> None:
@@ -94,11 +108,12 @@ def _transformer(given: argparse.Namespace) -> None:
     transformer = Transformer(given.name, patients, inline, upstream, trail=trail, metrics=metrics)
     checks = {"store": transformer.store_ready, "predictor": transformer.predictor_ready, "audit": transformer.audit_ready}
     more = mounted(transformer, given)
-    guard, readiness, _ = application(transformer, "patient_id", checks, metrics=metrics, more=lambda _: more)
+    guard, readiness, plane = application(transformer, "patient_id", checks, metrics=metrics, more=lambda _: more)
     if given.metrics_port:
         metrics.serve(given.metrics_host, given.metrics_port)
     patients.canary()  # opens the store, which takes seconds, before anybody waits
-    serve(guard, readiness, host=given.host, port=given.port, wait_s=given.drain_wait, after=transformer.close)
+    beside = _grpc(given, "patient_id", guard, readiness, plane)
+    serve(guard, readiness, host=given.host, port=given.port, wait_s=given.drain_wait, beside=beside, after=transformer.close)
 
 
 def _audit(given: argparse.Namespace) -> None:

@@ -8,7 +8,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -24,7 +25,7 @@ from serving.schema import BadRequest
 JSON = "application/json"
 FHIR = "application/fhir+json"
 PROBLEM = "application/problem+json"
-_REQUEST_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # what a caller may name: nothing that could hold more
+REQUEST_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # what a caller may name: nothing that could hold more
 _SMALL = 16_384  # a body up to here is parsed where it arrives, a larger one off the event loop
 _log = logging.getLogger("concordant.request")
 
@@ -161,7 +162,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
         route: Route | None = None
         told: Told = problem
         try:
@@ -175,7 +176,7 @@ class Guard:
         except Overloaded:
             reply = told(_full(), request_id)
         except Exception as error:  # a fault of ours: its text may quote a record, so its kind and place are all that is told
-            _fault(error, request_id)
+            fault(error, request_id)
             reply = told(Refusal(500, "This is a fault of ours. It was logged under the request id."), request_id)
         await _send(send, reply, request_id, close=self.state.draining)
         seconds = time.perf_counter() - began
@@ -214,13 +215,19 @@ class Guard:
         if not route.works:
             return await self._ask(route, scope, headers, await self._body(route, length, receive), request_id)
         body = await self._body(route, length, receive)
-        if self.admission.full:  # asked already before the body was read, but it may have come slowly
+        async with self.at_work():  # asked already before the body was read, but it may have come slowly
+            return await self._ask(route, scope, headers, body, request_id)
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """A place among the requests that compute, and the time that they have. Raises Unavailable: OVERLOADED or DEADLINE."""
+        if self.admission.full:
             raise _full()
         self.state.in_flight += 1
         entered, refused = self.admission.enter(), False
         try:
             async with asyncio.timeout(self.limits.deadline_s):
-                return await self._ask(route, scope, headers, body, request_id)
+                yield
         except TimeoutError:
             refused = True
             raise Unavailable("DEADLINE", f"No answer within {self.limits.deadline_s:g} s. Ask again.") from None
@@ -306,7 +313,7 @@ def _full() -> Unavailable:
     return Unavailable("OVERLOADED", "Too many requests at once. Ask again.")
 
 
-def _fault(error: Exception, request_id: str) -> None:
+def fault(error: Exception, request_id: str) -> None:
     """Log where a fault of ours happened, without its text."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -240,12 +240,14 @@ def overload(url: str, bodies: list[bytes], pids: list[int]) -> tuple[str, Load,
         pressed = measured(url, bodies, pids, 400, SECONDS, rate=3 * capacity.rps)
         health = (asking.communicate()[0] or b"?").decode().strip()
     shed = sorted(pressed.shed) or [0.0]
+    answering = capacity.cpu[0] / max(capacity.status[200], 1) * pressed.status[200]
+    refusing = (pressed.cpu[0] - answering) / max(pressed.status[503], 1) * 1e3
     arrived, last = sum(pressed.status.values()) / pressed.elapsed, shed[int(len(shed) * 0.99)] * 1e3
     text = (
         f"Capacity at 48 clients {capacity.rps:,.0f} rps; asked for three times that, {arrived:,.0f} rps arrived: {pressed.rps:,.0f} rps "
     )
     text += f"answered, {pressed.rps / capacity.rps:.0%} of capacity, p99 {pressed.at(0.99):.0f} ms; the rest was refused with 503, "
-    text += f"p99 {last:.0f} ms. Health meanwhile {health}. Statuses: {dict(pressed.status)}."
+    text += f"p99 {last:.0f} ms, about {refusing:.1f} ms of CPU each. Health meanwhile {health}. Statuses: {dict(pressed.status)}."
     return text, capacity, pressed
 
 
