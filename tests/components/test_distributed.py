@@ -157,9 +157,15 @@ def test_processes_that_find_different_checkpoints_say_so(tmp_path: Path) -> Non
 def test_a_killed_process_ends_the_others_and_all_resume_to_the_same_bytes(tmp_path: Path) -> None:
     """Killed with -9 after the first checkpoint; what is started again reads it and ends as if nothing had happened."""
 
-    def work(name: str) -> Callable[[int], None]:
+    def work(name: str, *, waits: bool = False) -> Callable[[int], None]:
         def fit(rank: int) -> None:
-            step, begun = fusion_training._Task.training_step, []
+            learn, begun = fusion_training._Task.training_step, []
+
+            def step(task: fusion_training._Task, *given: Any) -> torch.Tensor:
+                if waits and rank and task.current_epoch:
+                    time.sleep(120)  # to be killed here, however busy the machine is
+                return learn(task, *given)
+
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(
                     fusion_training._Task, "training_step", lambda task, *a: (begun.append(task.current_epoch), step(task, *a))[1]
@@ -174,7 +180,7 @@ def test_a_killed_process_ends_the_others_and_all_resume_to_the_same_bytes(tmp_p
 
     assert ended(start(work("undisturbed"))) == [0, 0]
     assert not list((tmp_path / "checkpoints").iterdir())
-    processes = start(work("resumed"))
+    processes = start(work("resumed", waits=True))
     await_checkpoint(tmp_path / "checkpoints")
     os.kill(processes[1].pid, signal.SIGKILL)
     codes = ended(processes)
@@ -239,18 +245,20 @@ def test_a_train_job_of_two_nodes_trains_what_one_process_trains_though_a_rank_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step makes the job over HTTP, its nodes are two torchruns; all ranks start again after one is killed, and go on."""
-    cohort, features = inputs(tmp_path, 1500)
+    cohort, features = inputs(tmp_path, 2000)
     launch = {"nodes": 2, "image": "registry.example/concordant:1", "claim": "workspace", "mount": str(tmp_path / "workspace")}
     told: list[str] = []
 
     def runs(job: dict[str, Any]) -> None:
-        folder = Path(job["spec"]["trainer"]["command"][-1])
-        started = nodes(job, tmp_path)
-        await_checkpoint(folder / "checkpoints")
-        os.kill(workers(started[1])[0], signal.SIGKILL)
-        codes = [node.wait(180) for node in started]
-        told.append("".join((tmp_path / f"node{rank}.txt").read_text() for rank in range(2)))
-        end(job, "Failed" if any(codes) else "Complete", str(codes))
+        codes: list[int] = [-1]
+        try:
+            started = nodes(job, tmp_path)
+            await_checkpoint(Path(job["spec"]["trainer"]["command"][-1]) / "checkpoints")
+            os.kill(workers(started[1])[0], signal.SIGKILL)
+            codes = [node.wait(180) for node in started]
+            told.append("".join((tmp_path / f"node{rank}.txt").read_text() for rank in range(2)))
+        finally:
+            end(job, "Failed" if any(codes) else "Complete", str(codes))
 
     out, alone = tmp_path / "out", tmp_path / "alone"
     out.mkdir()
@@ -258,7 +266,7 @@ def test_a_train_job_of_two_nodes_trains_what_one_process_trains_though_a_rank_i
         jobs = train_job.Jobs(client.ApiClient(client.Configuration(host=cluster.url)), every_s=0.1)
         monkeypatch.setattr(train_job.Jobs, "of_this_cluster", lambda: jobs)
         message = train_job.run(json.dumps(launch), TEXT, cohort, features, out, lambda folder: "trained here")
-    assert message == "1,500 rows, 51 features, cross-fitted, by a TrainJob: nodes 2, GPUs a node 0"
+    assert message == "2,000 rows, 51 features, cross-fitted, by a TrainJob: nodes 2, GPUs a node 0"
     assert told[0].count('"state": "started"') >= 2, told[0]  # the first process, wherever it is, began again
     order(alone, cohort, features)
     distributed.main(alone)  # in this process
