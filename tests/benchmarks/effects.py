@@ -34,19 +34,16 @@ HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("CONCORDANT_SHARED_DATA", HERE.parents[2] / "shared" / "data"))
 CACHE = Path(os.environ.get("CONCORDANT_BENCHMARK_CACHE", Path(tempfile.gettempdir()) / "concordant-effects"))
 PINS = ("econml==0.17.0", "causalml==0.18.0")
-SEEDS, SIZES, PAIRED_SEEDS = range(5), (2_000, 8_000, 40_000), range(10)
-OURS = ("Concordant", "Concordant, history alone", "Concordant, without genomics", "Concordant, genomics lost at the test")
+SEEDS = {2_000: range(10), 8_000: range(5), 40_000: range(5)}
+OURS = ("Concordant", "Concordant, without genomics", "Concordant, history alone")
 REALISATIONS = range(1, 11)
 
 
 def jobs() -> Iterator[tuple[str, str]]:
     """Split and method of every measurement, the cheap ones first."""
-    for rows in SIZES:
-        for seed in SEEDS:
-            for method in (*OURS[:3], *METHODS):
-                yield f"simulated {rows} {seed}", method
-        if rows == SIZES[0]:
-            yield from ((f"simulated {rows} {seed}", method) for seed in PAIRED_SEEDS for method in OURS[2:])
+    for rows, seeds in SEEDS.items():
+        yield from ((f"simulated {rows} {seed}", method) for seed in seeds for method in (*OURS, *METHODS))
+        if rows == 2_000:
             yield from (
                 (f"ihdp {n}", method) for n in REALISATIONS for method in ("Concordant", *METHODS) if not method.endswith("history")
             )
@@ -96,6 +93,8 @@ def scored(name: str, method: str, found: Path) -> dict[str, float]:
     effects = Effects(outcome_NK=a["outcome_NK"], sd_NKK=a["sd_NKK"], overlap_NK=a["overlap_NK"])
     if name.startswith("simulated"):
         told |= answered(decisions.load("glucose_lowering"), effects, truth_NK)
+    if "lost_NK" in a:
+        told["lost_regret"] = float((np.take_along_axis(truth_NK, a["lost_NK"].argmin(1)[:, None], 1)[:, 0] - truth_NK.min(1)).mean())
     return told | scores(truth_NK, effects.outcome_NK, *effects.interval())
 
 
@@ -106,27 +105,28 @@ def one(name: str, method: str, out: Path) -> None:
 
     data = split(name)
     history_F, genomics_F = (np.array([m == modality for m in data.modality_F]) for modality in ("history", "genomics"))
-    asked = {"Concordant, history alone": history_F, "Concordant, without genomics": ~genomics_F}
-    kept_F = asked.get(method, np.ones(len(history_F), bool))
-    test_NF = np.where(genomics_F, np.nan, data.test_NF)[:, kept_F] if method == OURS[3] else data.test_NF[:, kept_F]
+    kept_F = {OURS[1]: ~genomics_F, OURS[2]: history_F}.get(method, np.ones(len(history_F), bool))
     began, clock = time.process_time(), time.perf_counter()
     training = data.training(kept_F)
     models: dict[str, Any] = {"ridge": ridge.fit(training), "trees": trees.fit(training), "fusion": fusion_training.fit(training)}
     blend, _ = effects.fit(training, {member: model.oof_NT for member, model in models.items()})
-    predictions = {member: model.predict(test_NF) for member, model in models.items()}
-    sd_NKK = blend.spread(predictions, models["ridge"].covariance(test_NF))
-    assert blend.propensity is not None
-    found = Effects(outcome_NK=blend.target(predictions), sd_NKK=sd_NKK, overlap_NK=blend.propensity.predict(test_NF))
+    assert blend.overlap is not None
+    asked_NF = data.test_NF[:, kept_F]
+    predictions = {member: model.predict(asked_NF) for member, model in models.items()}
+    answer = {"sd_NKK": blend.spread(predictions, models["ridge"].covariance(asked_NF)), "overlap_NK": blend.overlap.predict(asked_NF)}
     told = {"cpu_s": time.process_time() - began, "wall_s": time.perf_counter() - clock}
     told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    np.savez(out, outcome_NK=found.outcome_NK, sd_NKK=found.sd_NKK, overlap_NK=found.overlap_NK, **told)
+    if method == OURS[0] and genomics_F.any():  # the same model asked about the same patients, their genomics lost
+        lost_NF = np.where(genomics_F, np.nan, data.test_NF)
+        answer["lost_NK"] = blend.target({member: model.predict(lost_NF) for member, model in models.items()})
+    np.savez(out, outcome_NK=blend.target(predictions), **answer, **told)
 
 
 def digest(method: str) -> str:
     """Of the code that a result depends on."""
     ours = Path(components.__file__).parent
-    files = [HERE / name for name in ("effects_worlds.py", "effects_scores.py", "effects_peers.py")]
-    files += [ours / "effects.py", ours / "tensors.py", *sorted((ours / "models").glob("*.py"))] if method in OURS else []
+    files = [HERE / "effects_worlds.py"]
+    files += [ours / "effects.py", *sorted((ours / "models").glob("*.py"))] if method in OURS else [HERE / "effects_peers.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
@@ -153,10 +153,10 @@ def of_simulator(results: dict[tuple[str, str], dict[str, float]]) -> str:
     """One table a training size."""
     columns = ("method", "regret", "pairwise PEHE", "coverage", "top choice right", "CPU s", "MB", "seeds")
     text = []
-    for rows in SIZES:
+    for rows, seeds in SEEDS.items():
         told = []
-        for method in (*OURS[:3], *METHODS):
-            found = [results[job] for seed in SEEDS if (job := (f"simulated {rows} {seed}", method)) in results]
+        for method in (*OURS, *METHODS):
+            found = [results[job] for seed in seeds if (job := (f"simulated {rows} {seed}", method)) in results]
             if found:
                 cells = [mean(found, "regret", spread=True), mean(found, "pehe"), mean(found, "coverage", 3), mean(found, "top_choice", 3)]
                 told.append((method, *cells, mean(found, "cpu_s", 0), mean(found, "peak_mb", 0), str(len(found))))
@@ -170,24 +170,38 @@ def of_answers(results: dict[tuple[str, str], dict[str, float]]) -> str:
     """When a single option is named, and a modality that is lost."""
     columns = ("patients to learn from", "95 % intervals that hold the truth", "one option named", "and truly the best", "its mean regret")
     told = []
-    for rows in SIZES:
-        found = [results[job] for seed in SEEDS if (job := (f"simulated {rows} {seed}", OURS[0])) in results]
+    for rows, seeds in SEEDS.items():
+        found = [results[job] for seed in seeds if (job := (f"simulated {rows} {seed}", OURS[0])) in results]
         if found:
             named = sum(result["named"] for result in found)
             right = sum(result["named"] * result["named_right"] for result in found if result["named"]) / named if named else float("nan")
             cells = [f"{rows:,}", mean(found, "coverage", 3), f"{np.mean([r['share_named'] for r in found]):.1%} ({named:,.0f})"]
             told.append((*cells, f"{right:.1%}", mean(found, "named_regret")))
-    text = table("### One option named alone, over the seeds", columns, told)
-    lost = [
-        results[name, OURS[3]]["regret"] - results[name, OURS[2]]["regret"]
-        for seed in PAIRED_SEEDS
-        if (name := f"simulated {SIZES[0]} {seed}", OURS[3]) in results and (name, OURS[2]) in results
-    ]
-    if len(lost) > 1:
-        error = float(np.std(lost, ddof=1) / np.sqrt(len(lost)))
-        text += f"\nGenomics lost at the test, against a model that never had it ({SIZES[0]:,} patients, {len(lost)} paired seeds): "
-        text += f"regret {np.mean(lost):+.3f} ± {error:.3f} (standard error).\n"
-    return text
+    return table("### One option named alone, over the seeds", columns, told)
+
+
+def of_modalities(results: dict[tuple[str, str], dict[str, float]]) -> str:
+    """What a modality is worth, and what its loss costs: the same seeds and test patients, with and without."""
+    columns = ("patients to learn from", "against", "regret with all minus that, paired", "seeds")
+    told = []
+    for rows, seeds in SEEDS.items():
+        for method in OURS[1:]:
+            told.append((f"{rows:,}", method.removeprefix("Concordant, "), *paired(results, rows, seeds, method, "regret")))
+        told.append((f"{rows:,}", "without genomics; all had it, lost at the test", *paired(results, rows, seeds, OURS[1], "lost_regret")))
+    text = table("### Modalities: what they add, and one that is lost (below 0 is better)", columns, [row for row in told if row[3] != "0"])
+    return (
+        text
+        + "\nA standard error stands behind ±. The first two kinds of row ask whether more modalities harm, the third whether a model\n"
+        + ("that was trained with genomics is worse without them than one that never had them.\n")
+    )
+
+
+def paired(results: dict[tuple[str, str], dict[str, float]], rows: int, seeds: range, method: str, key: str) -> tuple[str, str]:
+    """Mean difference of the whole model from `method` over the seeds that both have, and their number."""
+    names = [name for seed in seeds if {(name := f"simulated {rows} {seed}", OURS[0]), (name, method)} <= results.keys()]
+    gain = np.array([results[name, OURS[0]][key] - results[name, method]["regret"] for name in names])
+    error = f" ± {gain.std(ddof=1) / np.sqrt(len(gain)):.3f}" if len(gain) > 1 else ""
+    return (f"{gain.mean():+.3f}{error}" if len(gain) else "-"), str(len(gain))
 
 
 def of_ihdp(results: dict[tuple[str, str], dict[str, float]]) -> str:
@@ -228,7 +242,7 @@ def main() -> None:
         "effects",
         "Effects",
         "python tests/benchmarks/effects.py",
-        "\n".join([of_simulator(results), of_answers(results), of_ihdp(results)]),
+        "\n".join([of_simulator(results), of_answers(results), of_modalities(results), of_ihdp(results)]),
     )
 
 

@@ -5,8 +5,9 @@ Out: effect_NK (any level: only differences between options count), low_NKK and 
 cpu_s, and peak_mb of this process.
 
 What the libraries can't take is done for them, the same for all: missing values become the mean of the column, with a flag a column
-where more than 1 in 100 is missing. Outcome models are XGBoost with the settings of our own tree member, propensities multinomial
-logistic regression; everything else is the library's default.
+where more than 1 in 100 is missing. Not by the libraries' defaults: outcome models are XGBoost with the settings of our own tree member,
+propensities multinomial logistic regression. Whether that is better or worse for them than their defaults was not measured; final stages
+and everything else are the defaults.
 
 Axis suffixes: N rows, F features, K options.
 """
