@@ -16,6 +16,9 @@ import pytest
 from conftest import WholeRun
 from helm_cli import CHART, render
 
+from components.artifact import manifest_sha256
+from components.rollout import PIN
+
 MOUNTS = ("/mnt/models", "/store", "/key", "/audit", "/hooks")
 
 
@@ -46,7 +49,7 @@ def started(args: list[str], place: Path, ports: dict[str, str]) -> Iterator[sub
     for mount in MOUNTS:
         told = [arg.replace(f"={mount}", f"={place}{mount}") for arg in told]
     told = [arg.replace("0.0.0.0", "127.0.0.1") for arg in told]
-    told = [f"--metrics-port={free_port()}" if arg.startswith("--metrics-port=") else arg for arg in told]
+    told = [f"--metrics-port={free_port()}" if arg == "--metrics-port=9464" else arg for arg in told]
     environment = {
         **os.environ,
         "PYTHONSAFEPATH": "1",
@@ -80,7 +83,9 @@ def ready(port: str, process: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.mark.parametrize(
     "values", [{"hooks": {"enabled": True, "audience": "https://a.example", "issuers": [{"iss": "x", "jku": "https://b.example"}]}}]
 )
-def test_the_pods_processes_answer_helm_test_from_read_only_folders(whole_run: WholeRun, tmp_path: Path, values: dict[str, Any]) -> None:
+def test_the_pods_processes_answer_helm_test_from_read_only_folders(
+    whole_run: WholeRun, tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "pod"
     for name in ("mnt", "key", "audit", "hooks", "tmp", "nothing"):
         (place / name).mkdir(parents=True)
@@ -88,18 +93,21 @@ def test_the_pods_processes_answer_helm_test_from_read_only_folders(whole_run: W
     shutil.copytree(whole_run.folder / "store", place / "store")
     shutil.copy(whole_run.workspace / "pseudonym.key", place / "key" / "pseudonym.key")
     objects = render(values)
-    (told,) = (each["data"]["ehr.yaml"] for each in objects if each["metadata"]["name"].endswith("-hooks"))
-    (place / "hooks" / "ehr.yaml").write_text(told)
+    (trusted,) = (each["data"]["ehr.yaml"] for each in objects if each["metadata"]["name"].endswith("-hooks"))
+    (place / "hooks" / "ehr.yaml").write_text(trusted)
     for name in ("mnt", "store", "key", "hooks", "nothing"):
         read_only(place / name)
     (spec,) = (each["spec"] for each in objects if each["kind"] == "InferenceService")
     args = {part: spec[part]["containers"][0]["args"] for part in ("predictor", "transformer")}
-    ask, model = str(free_port()), str(free_port())
+    ask, model, figures = str(free_port()), str(free_port()), str(free_port())
+    monkeypatch.setenv(PIN, manifest_sha256(place / "mnt" / "models"))  # as `concordant deploy` pins it
+    shadow = [f"--canary=127.0.0.1:{model}", "--canary-percent=0"]  # and as it adds a shadow: here the predictor itself
     try:
         host = next(arg for arg in args["transformer"] if "-predictor." in arg)
+        told = {"8080": ask, host: f"127.0.0.1:{model}", "--metrics-port=9464": f"--metrics-port={figures}"}
         with (
             started(args["predictor"], place, {"8080": model}) as predictor,
-            started(args["transformer"], place, {"8080": ask, host: f"127.0.0.1:{model}"}) as transformer,
+            started([*args["transformer"], *shadow], place, told) as transformer,
         ):
             ready(model, predictor, place / "tmp" / "predictor.log")
             ready(ask, transformer, place / "tmp" / "transformer.log")
@@ -110,6 +118,8 @@ def test_the_pods_processes_answer_helm_test_from_read_only_folders(whole_run: W
             assert "recommended: " in done.stdout and "model " in done.stdout
             services = urllib.request.urlopen(f"http://127.0.0.1:{ask}/cds-services", timeout=5).read().decode()
             assert "glucose_lowering-patient-view" in services
+            metrics = urllib.request.urlopen(f"http://127.0.0.1:{figures}/metrics", timeout=5).read().decode()
+            assert 'concordant_shadow_answers_total{result="same"} 1.0' in metrics
         assert (place / "audit" / "audit.ndjson").read_text().count("AuditEvent") == 1
         assert list((place / "nothing").iterdir()) == []
     finally:
