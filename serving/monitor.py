@@ -70,7 +70,7 @@ class Metrics:
 class JsonLines(logging.Formatter):
     """One JSON object a line: time, level, logger, and the fields that were given as `extra`. A message that is not ours is not written."""
 
-    FIELDS = ("request", "route", "status", "fault", "place", "check", "model", "state")
+    FIELDS = ("request", "route", "status", "fault", "place", "check", "model", "state", "shed")
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -103,11 +103,14 @@ def quiet_logs() -> None:
         known.setLevel(logging.WARNING)
 
 
-def span(name: str) -> AbstractContextManager[Any]:
-    """A trace's span where OpenTelemetry's SDK is installed and configured (`OTEL_*` variables), else nothing."""
+def span(name: str, **told: str) -> AbstractContextManager[Any]:
+    """A trace's span where OpenTelemetry's SDK is installed and configured (`OTEL_*` variables), else nothing.
+
+    An exception that passes through leaves no text in it: it may quote a record.
+    """
     if _tracer is None:
         return nullcontext()
-    return _tracer.start_as_current_span(name)
+    return _tracer.start_as_current_span(name, attributes=told, record_exception=False, set_status_on_exception=False)
 
 
 _tracer: Any = None

@@ -114,11 +114,12 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
     async def _asked(self, verb: str, queries: Sequence[PatientQuery], reader: Reader, request_id: str) -> bytes:
         whom, outcome = [self._patients.named(query) for query in queries], "8"
         try:
-            with span("rows"):
-                whom, rows = await self._rows(queries)
-            body = b'{"instances":[' + b",".join(row.model_dump_json().encode() for row in rows) + b"]}"
-            with span("predictor"):
-                raw = await self.upstream.ask(f"/v1/models/{self.name}:{verb}", body, request_id)
+            with span(verb, request=request_id):
+                with span("rows"):
+                    whom, rows = await self._rows(queries)
+                body = b'{"instances":[' + b",".join(row.model_dump_json().encode() for row in rows) + b"]}"
+                with span("predictor"):
+                    raw = await self.upstream.ask(f"/v1/models/{self.name}:{verb}", body, request_id)
             outcome = "0"
             return raw
         except Refusal as error:

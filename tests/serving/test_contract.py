@@ -62,9 +62,9 @@ def _cases(endpoints: Endpoints, role: str, base: str, cases: int) -> str:
 
 @pytest.mark.deep
 def test_schemathesis_finds_nothing_in_the_transformer(endpoints: Endpoints, record_property: Any) -> None:
-    record_property("found", _cases(endpoints, "transformer", endpoints.base, examples(240, 3_000)))
+    record_property("found", _cases(endpoints, "transformer", endpoints.base, examples(240, 5_200)))
 
 
 @pytest.mark.deep
 def test_schemathesis_finds_nothing_in_the_predictor(endpoints: Endpoints, record_property: Any) -> None:
-    record_property("found", _cases(endpoints, "predictor", f"http://127.0.0.1:{endpoints._predictor_port}", examples(160, 3_000)))
+    record_property("found", _cases(endpoints, "predictor", f"http://127.0.0.1:{endpoints._predictor_port}", examples(160, 5_200)))

@@ -1,8 +1,14 @@
 """Logs and metrics tell what happened and never of whom."""
 
+import gzip
 import json
 import logging
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import pytest
 from conftest import CANARY
 from prometheus_client import generate_latest
 
@@ -69,3 +75,39 @@ def test_metrics_count_answers_by_option_and_abstention_and_the_age_of_what_they
 def test_a_span_costs_nothing_where_nothing_traces() -> None:
     with span("x") as found:
         assert found is None
+
+
+def test_spans_go_to_the_collector_that_is_named_and_hold_no_text_of_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real SDK and exporter, to a collector on loopback; in a process of its own, for the SDK's provider is set once."""
+    sent: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers["content-length"]))
+            sent.append(gzip.decompress(raw) if self.headers.get("content-encoding") == "gzip" else raw)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    asks = f"""
+from opentelemetry.trace import get_tracer_provider
+from serving.monitor import span, trace
+assert trace()
+try:
+    with span("predict", request="0123"), span("rows"):
+        raise ValueError("{CANARY}")
+except ValueError:
+    pass
+get_tracer_provider().shutdown()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", asks], check=True, timeout=120)
+    server.shutdown()
+    server.server_close()
+    told = b"".join(sent)
+    assert b"predict" in told and b"rows" in told and b"0123" in told
+    assert CANARY.encode() not in told
