@@ -60,20 +60,22 @@ class Plan:
     ) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
         """Rules in force on a day about an option, or about what is taken, each with those of the drugs that it judges."""
         key = (drugs, scope, decision, option, today)
-        if key not in self._in_force:
+        known = self._in_force.get(key)  # read once: another thread may make room in between
+        if known is None:
             found: dict[int, tuple[Rule, list[str]]] = {}
             for drug, rule in self._pairs(*key):
                 found.setdefault(id(rule), (rule, []))[1].append(drug)
-            _room(self._in_force)[key] = tuple((rule, tuple(judged)) for rule, judged in found.values())
-        return self._in_force[key]
+            known = _room(self._in_force)[key] = tuple((rule, tuple(judged)) for rule, judged in found.values())
+        return known
 
     def compared(self, drugs: tuple[str, ...], decision: str, option: str, today: date) -> tuple[tuple[str, Rule], ...]:
         """Drugs of an option and the rules in force that rule them out, or put them first, by a threshold."""
         key = (drugs, "option", decision, option, today)
-        if key not in self._compared:
+        known = self._compared.get(key)
+        if known is None:
             pairs = ((drug, rule) for drug, rule in self._pairs(*key) if rule.action in ("block", "prefer"))
-            _room(self._compared)[key] = tuple((drug, rule) for drug, rule in pairs if any(atom.sign for atom in rule.atoms))
-        return self._compared[key]
+            known = _room(self._compared)[key] = tuple((drug, rule) for drug, rule in pairs if any(atom.sign for atom in rule.atoms))
+        return known
 
     def _pairs(self, drugs: tuple[str, ...], scope: str, decision: str, option: str | None, today: date) -> Iterable[tuple[str, Rule]]:
         for drug in drugs:
