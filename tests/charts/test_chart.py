@@ -68,6 +68,7 @@ def test_any_release_name_gives_valid_names(release: str) -> None:
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(1800)  # 300 sets
 @pytest.mark.shared_data
 def test_generated_values_render_to_objects_a_cluster_takes(customs: Customs) -> None:
     for release, values in generated(examples(20, 300)):
