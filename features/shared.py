@@ -4,7 +4,8 @@ A matter of configuration (`registry_type: sql`). Who serves never reads it: a r
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,14 +24,27 @@ def publish(folder: Path, project: str, objects: Sequence[Any]) -> bool:
     """
     if not os.environ.get(SETTING):
         return False
-    from feast import FeatureStore
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        FeatureStore(config=config(folder, project)).apply(list(objects))
+        with opened(folder, project) as store:
+            store.apply(list(objects))
     except SQLAlchemyError as error:
         raise StoreError(f"Feast's shared registry can't be written: {type(error).__name__}. Check {SETTING} and the server.") from None
     return True
+
+
+@contextmanager
+def opened(folder: Path, project: str) -> Iterator[Any]:
+    """Feast on the shared registry, for as long as it is used: Feast itself leaves its connections open."""
+    from feast import FeatureStore
+
+    store = FeatureStore(config=config(folder, project))
+    try:
+        yield store
+    finally:
+        for engine in {id(one): one for one in (store.registry.read_engine, store.registry.write_engine)}.values():
+            engine.dispose()
 
 
 def config(folder: Path, project: str) -> Any:

@@ -34,24 +34,22 @@ def filled(folder: Path, key: PseudonymKey) -> Rows:
 def test_definitions_are_looked_up_and_values_read_through_postgresql(
     servers: "dict[str, LocalServer]", tmp_path: Path, key: PseudonymKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from feast import FeatureStore
-
     url = servers["postgresql"].url
     monkeypatch.setenv(shared.SETTING, url)
     rows = filled(tmp_path / "store", key)
-    analyst = FeatureStore(config=shared.config(tmp_path, "glucose_lowering"))
-    described = {field.name: field.description for field in analyst.get_feature_view("history").schema}
+    with shared.opened(tmp_path, "glucose_lowering") as analyst:
+        described = {field.name: field.description for field in analyst.get_feature_view("history").schema}
+        service = analyst.get_feature_service("glucose_lowering")
+        asked = pd.DataFrame({"patient_id": rows.patient_ids, "event_timestamp": pd.Timestamp("2025-06-01", tz="UTC")})
+        found = analyst.get_historical_features(asked, service).to_df().set_index("patient_id").loc[list(rows.patient_ids)]
     assert described["hba1c_mmol_mol"].endswith("[mmol/mol]")
-    asked = pd.DataFrame({"patient_id": rows.patient_ids, "event_timestamp": pd.Timestamp("2025-06-01", tz="UTC")})
-    service = analyst.get_feature_service("glucose_lowering")
-    found = analyst.get_historical_features(asked, service).to_df().set_index("patient_id").loc[list(rows.patient_ids)]
     assert np.array_equal(found[[feature.name for feature in FEATURES]].to_numpy(), rows.x_NF)  # bit for bit
     with psycopg.connect(url) as connection:
         told = connection.execute("SELECT encode(feature_view_proto, 'escape') FROM feature_views").fetchall()
     assert len(told) == 4 and not any(rows.patient_ids[0] in text for (text,) in told)  # definitions alone: no patient
     shared.publish(tmp_path, "glucose_lowering", store.definitions(tmp_path / "store", tmp_path / "moved"))
-    again = FeatureStore(config=shared.config(tmp_path, "glucose_lowering"))
-    assert "/moved/" in again.get_feature_view("history").batch_source.path  # the newest store's, in place of the former
+    with shared.opened(tmp_path, "glucose_lowering") as again:
+        assert "/moved/" in again.get_feature_view("history").batch_source.path  # the newest store's, in place of the former
 
 
 @pytest.mark.parametrize(
