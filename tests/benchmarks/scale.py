@@ -218,9 +218,9 @@ def text(found: list[dict[str, Any]]) -> str:
     columns = ("patients", "shards", "wall s", "CPU s", "CPU to 1 shard", "CPU s on the longest way", "peak MiB a process", "all bytes")
     largest = next(told for told in found if told["size"] == SIZES[-1] and told["shards"] == SHARDS[-1])
     told = (
-        f"Engine: processes, at most {os.cpu_count()} at once. CPU includes starting and importing in every process, about 1.5 s each:\n"
-        "what shards cost on a small source. The longest way is the sum over the phases of the slowest task of each: the wall clock\n"
-        "with a core a shard and nothing else to do, without starting processes. The machine did other work: the wall clock says little.\n"
+        f"Engine: processes, at most {os.cpu_count()} at once, forked; starting them is in the CPU time. The longest way is the sum\n"
+        "over the phases of the slowest task of each: the wall clock with a core a shard and nothing else to do. The machine did other\n"
+        "work: the wall clock says little.\n"
     )
     own = largest["mb"] * 1e3 / largest["patients"]
     assumed = (
