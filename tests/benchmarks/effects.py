@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def jobs() -> Iterator[tuple[str, str]]:
             )
 
 
+@cache
 def split(name: str) -> Split:
     """The rows of a measurement."""
     kind, *numbers = name.split()
