@@ -104,8 +104,9 @@ def values_at(
 def _numbered(stored: pa.ChunkedArray, patients: pa.Array | pa.ChunkedArray) -> tuple[Ints, Ints]:
     """The same patients under the same numbers, those who are asked for first; -1 for null. One pass over one table of words."""
     asked = patients.chunks if isinstance(patients, pa.ChunkedArray) else [patients]
-    both = pa.chunked_array([part.cast(pa.large_string()) for part in (*asked, *stored.chunks)], pa.large_string()).combine_chunks()
-    numbers = np.asarray(pc.fill_null(both.dictionary_encode().indices, -1), np.int64)
+    both = pa.chunked_array([part.cast(pa.string()) for part in (*asked, *stored.chunks)], pa.string()).dictionary_encode()
+    indices = pa.chunked_array([part.indices for part in both.chunks], pa.int32())
+    numbers = np.asarray(pc.fill_null(indices, -1), np.int64)
     return numbers[len(patients) :], numbers[: len(patients)]
 
 
