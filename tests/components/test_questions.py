@@ -55,3 +55,36 @@ def test_another_set_or_another_day_is_judged_by_its_own_rules() -> None:
     early = min(rule.effective_from for rule in table.rules if rule.rule_id in fired).replace(year=1900)
     assert all(not entry.findings for entry in safety.evaluate(table, facts, known, early).options)
     assert safety.evaluate(table, facts, known, TODAY) == before
+
+
+def test_an_interaction_is_asked_of_each_drug_whichever_was_asked_first() -> None:
+    """Each drug that a rule asks for is taken: a drug does not interact with itself, and only one side of a pair meets the other."""
+    table, told = shipped(), set()
+    for rule in table.rules:
+        wanted = sorted(
+            {drug for atom in rule.atoms if atom.word in ("takes_drug", "interacts") for name in atom.names for drug in table.members[name]}
+        )
+        judged = sorted(drug for drug, about in table.about.items() if rule in about)
+        for taken in wanted:
+            facts = dataclasses.replace(KIDNEY, drugs=frozenset({taken}))
+            alone = {drug: judge(table, rule, drug, facts) for drug in judged}
+            for order in (judged, judged[::-1]):
+                asked = Asked(table, facts)
+                assert {drug: asked.judge(rule, drug) for drug in order} == alone
+            told.add(len({verdict for verdict, _, _ in alone.values()}))
+    assert told == {1, 2}
+
+
+def test_a_rule_of_another_decision_or_option_is_not_asked() -> None:
+    known, table = decision.load("glucose_lowering"), shipped()
+    fired = next(entry for entry in safety.evaluate(table, KIDNEY, known, TODAY).options if entry.findings)
+    rule = fired.findings[0].rule
+    for narrowed in (
+        {"decisions": ("warfarin",)},
+        {"options": ("another",)},
+        {"decisions": ("glucose_lowering",), "options": ("another",)},
+    ):
+        other = rule.model_copy(update=narrowed)
+        narrow = dataclasses.replace(table, rules=tuple(other if each is rule else each for each in table.rules))
+        found = {f.rule.rule_id for entry in safety.evaluate(narrow, KIDNEY, known, TODAY).options for f in entry.findings}
+        assert rule.rule_id not in found
