@@ -22,14 +22,17 @@ def test_base_and_contributions_add_up_to_the_outcome_that_is_served(served_bund
 
 
 def test_a_feature_that_moves_nothing_has_no_contribution(served_bundle: Bundle, stored: Rows) -> None:
-    """The feature that is told first moves the answer, when it is taken away, more than the one that is told last."""
-    x_NF = stored.x_NF[:10]
+    """The feature that is told first moves the answer, when it is set to the mean, more than the one that is told last.
+
+    Not when it is taken away: that a value is missing tells of the outcome too, and is a contribution of its own.
+    """
+    x_NF, mean_F = stored.x_NF[:10], served_bundle.ridge.scaler.center_F
     share_NTF, _ = shares(served_bundle, x_NF)
     seen = ~np.isnan(x_NF)
     for n in range(10):
         order = [f for f in np.argsort(-np.abs(share_NTF[n]).max(0)) if seen[n, f]]
         without = np.repeat(x_NF[n : n + 1], 2, axis=0)
-        without[0, order[0]] = without[1, order[-1]] = np.nan
+        without[0, order[0]], without[1, order[-1]] = mean_F[order[0]], mean_F[order[-1]]
         moved = np.abs(served_bundle.effects(without).outcome_NK - served_bundle.effects(x_NF[n : n + 1]).outcome_NK).max(1)
         assert moved[0] > moved[1]
 
