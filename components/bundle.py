@@ -36,7 +36,7 @@ from features import catalogue
 from features.feature import Floats, Ints
 from features.store import Rows, usable
 
-FORMAT = 3
+FORMAT = 4
 QUARTILES = (0.25, 0.5, 0.75)
 NOT_PUBLISHED = ("manifest.json", "message.txt", "crossfit.safetensors")  # cross-fitted predictions are of patients: they stay with the run
 
