@@ -175,7 +175,9 @@ async def closed_loop(url: str, bodies: list[bytes], clients: int, seconds: floa
         reader, writer = await asyncio.open_connection(host, port)
         while time.monotonic() < over:
             if rate:
-                await asyncio.sleep(max(due - time.monotonic(), 0))
+                await asyncio.sleep(max(min(due, over) - time.monotonic(), 0))
+                if time.monotonic() >= over:  # not asked any more: else the run would end in a time in which nobody asks
+                    break
                 due = max(due + clients / rate, time.monotonic() - 1)
             began = time.monotonic()
             try:
