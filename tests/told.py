@@ -56,6 +56,11 @@ def table(told: Sequence[Event]) -> pa.Table:
 DAYS = st.one_of(st.integers(-4000 * 24, 4000 * 24), st.integers(-20 * 24, 20 * 24)).map(lambda hours: hours / 24)
 
 
+def _hour(day: float) -> float:
+    """The same full hour as the one float of it that `DAYS` gives: two sums that mean one moment must be equal."""
+    return round(day * 24) / 24
+
+
 @st.composite
 def told_events(draw: st.DrawFn, concepts: Sequence[str] | None = None) -> list[Event]:
     """Up to twelve events of a handful of concepts that one or two features read, so that several meet in one feature."""
@@ -69,8 +74,8 @@ def told_events(draw: st.DrawFn, concepts: Sequence[str] | None = None) -> list[
         code = draw(st.sampled_from(DIPLOTYPES)) if concept.startswith("diplotype") else ""
         code = draw(st.sampled_from(["white", "hispanic"])) if concept == "race" else code
         day = draw(DAYS)
-        recorded = day + draw(st.sampled_from([0, 0, 1 / 24, 30, 400]))
-        superseded = draw(st.sampled_from([None, None, recorded, recorded + 20, recorded + 700]))
+        recorded = _hour(day + draw(st.sampled_from([0, 0, 1 / 24, 30, 400])))
+        superseded = draw(st.sampled_from([None, None, recorded, _hour(recorded + 20), _hour(recorded + 700)]))
         value = draw(st.one_of(st.sampled_from([0.0, 1.0, float("nan")]), st.floats(-1e6, 1e6)))
         found.append(Event(concept, day, value, code, draw(st.sampled_from(PATIENTS)), recorded, superseded))
     return found
