@@ -76,7 +76,12 @@ NAMED: dict[str, Values] = {
     "everything": {
         "hooks": {"enabled": True, "audience": "https://cds.hospital.example", "issuers": [ISSUER]},
         "page": {"enabled": True},
-        "authorization": {"type": "istio", "principals": [PRINCIPAL]},
+        "authorization": {
+            "type": "istio",
+            "principals": [PRINCIPAL],
+            "oidcIssuer": "https://id.example.org",
+            "oidcJwksUri": "https://id.example.org/keys",
+        },
         "monitoring": {"podMonitor": True, "rules": True},
         "pseudonym": {"externalSecret": {"enabled": True, "storeName": "vault", "remoteKey": "key"}},
         "networkPolicy": {"from": [{"podSelector": {"matchLabels": {"app": "ward"}}}], "egress": [{"cidr": "192.0.2.1/32", "port": 443}]},

@@ -1,4 +1,7 @@
-"""Strict schemas of Kubernetes objects: its own by kubernetes-validate, others' by their definitions, rules between fields included."""
+"""Strict schemas of Kubernetes objects: its own by kubernetes-validate, others' by their definitions, rules between fields included.
+
+Istio's come as models that let an unknown field pass: what they read must be all that was written.
+"""
 
 import copy
 import gzip
@@ -10,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import cel
+from cloudcoil.models.istio.security import v1 as istio
 from jsonschema import Draft7Validator, Draft202012Validator
+from pydantic import BaseModel, ValidationError
 from referencing import Registry, Resource
 
 Object = dict[str, Any]
 SCHEMAS = files("kubernetes_validate") / "kubernetes-json-schema" / "v1.37.0-local-strict"
 KEY = r"^([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$"
 STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+ISTIO: dict[tuple[str, str], type[BaseModel]] = {
+    ("security.istio.io/v1", "AuthorizationPolicy"): istio.AuthorizationPolicy,
+    ("security.istio.io/v1", "RequestAuthentication"): istio.RequestAuthentication,
+}
 METADATA = {  # of custom resources: their definitions leave it to the server
     "type": "object",
     "additionalProperties": False,
@@ -72,8 +81,8 @@ def _own(api: str, kind: str) -> Draft202012Validator | None:
 
 
 def own(found: Object) -> bool:
-    """Whether it is Kubernetes' own kind."""
-    return _own(found["apiVersion"], found["kind"]) is not None
+    """Whether its schema comes with a package: Kubernetes' own kind, or Istio's."""
+    return _own(found["apiVersion"], found["kind"]) is not None or (found["apiVersion"], found["kind"]) in ISTIO
 
 
 def faults(found: Object, custom: Customs | None = None) -> list[str]:
@@ -82,11 +91,29 @@ def faults(found: Object, custom: Customs | None = None) -> list[str]:
     checker = _own(api, kind)
     if checker is not None:
         return _told(checker, found)
+    if (api, kind) in ISTIO:
+        return _mesh(ISTIO[api, kind], found)
     known = (custom or {}).get((api, kind))
     if known is None:
         return [f"no schema for {kind} in {api}"]
     filled = _defaults(known.schema, copy.deepcopy(found))
     return _told(known.checker, filled) + _rules(known.schema, filled, kind)
+
+
+def _mesh(model: type[BaseModel], found: Object) -> list[str]:
+    try:
+        read_again = model.model_validate(found).model_dump(by_alias=True, exclude_unset=True, mode="json")
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+    return _lost(found, read_again, "")
+
+
+def _lost(written: Any, kept: Any, place: str) -> list[str]:
+    if isinstance(written, dict) and isinstance(kept, dict):
+        return [told for name, each in written.items() for told in _lost(each, kept.get(name), f"{place}.{name}")]
+    if isinstance(written, list) and isinstance(kept, list) and len(written) == len(kept):
+        return [told for n, each in enumerate(written) for told in _lost(each, kept[n], f"{place}.{n}")]
+    return [] if written == kept else [f"{place.removeprefix('.')} is not known"]
 
 
 def _told(checker: Any, found: Object) -> list[str]:
