@@ -112,6 +112,8 @@ def judge(champion: Figures, canary: Figures, limits: Limits) -> Verdict:
     else:
         if not apart <= limits.abstention_difference:
             lacking.append(f"it abstains {apart:.1%} more or less often than the champion, allowed {limits.abstention_difference:.1%}")
+        if math.isnan(canary.p99_s):
+            lacking.append(f"how long its answers took is not known: {SECONDS} has no bucket +Inf")
         if not same >= limits.agreement:
             lacking.append(f"its answers overlap with the champion's by {same:.1%}, needed {limits.agreement:.1%}")
     told = (
@@ -122,28 +124,37 @@ def judge(champion: Figures, canary: Figures, limits: Limits) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Where the figures come from: a page of metrics each, or a Prometheus server and the pods of each by a pattern."""
+    """Where the figures come from: a page of metrics each, or a Prometheus server and the pods of each by a pattern, in one namespace."""
 
     champion: str
     canary: str
     prometheus: str = ""
+    namespace: str = ""
 
     def look(self) -> tuple[Figures, Figures]:
         """Champion and canary now. Raises ConcordantError where the figures can't be had."""
-        read = _queried if self.prometheus else _page
-        return figures(read(self.champion, self.prometheus)), figures(read(self.canary, self.prometheus))
+        try:
+            return figures(self._read(self.champion)), figures(self._read(self.canary))
+        except (ValueError, KeyError, TypeError, IndexError) as error:  # a page of a log-in, or of something else
+            place = self.prometheus or "the addresses given"
+            raise ConcordantError(f"What {place} answered are not our metrics ({type(error).__name__}).") from None
+
+    def _read(self, which: str) -> list[Sample]:
+        return _queried(which, self.prometheus, self.namespace) if self.prometheus else _page(which)
 
 
-def _page(address: str, _: str) -> list[Sample]:
+def _page(address: str) -> list[Sample]:
     from prometheus_client.parser import text_string_to_metric_families
 
     families = text_string_to_metric_families(_fetched(address, {}))
     return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
 
-def _queried(pods: str, server: str) -> list[Sample]:
+def _queried(pods: str, server: str, namespace: str) -> list[Sample]:
     names = "|".join((REQUESTS, SECONDS, ANSWERS))
-    told = json.loads(_fetched(f"{server.rstrip('/')}/api/v1/query", {"query": f'{{__name__=~"{names}",pod=~{json.dumps(pods)}}}'}))
+    here = f",namespace={json.dumps(namespace)}" if namespace else ""
+    query = f'{{__name__=~"{names}",pod=~{json.dumps(pods)}{here}}}'
+    told = json.loads(_fetched(f"{server.rstrip('/')}/api/v1/query", {"query": query}))
     if told.get("status") != "success":
         raise ConcordantError(f"Prometheus at {server} did not answer the query: {str(told.get('error', ''))[:200]}")
     return [(each["metric"]["__name__"], each["metric"], float(each["value"][1])) for each in told["data"]["result"]]

@@ -19,6 +19,7 @@ from features.errors import ConcordantError
 
 API = "serving.kserve.io/v1beta1"
 CONTAINER = "kserve-container"
+CHAMPION = "concordant.dev/champion"  # digest and place of what was served before a canary that stands in its place
 PIN = "CONCORDANT_BUNDLE_DIGEST"  # the predictor serves no other bundle
 SCALING = ("minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling", "canaryTrafficPercent")
 MODES = {"RawDeployment": "Standard", "Serverless": "Knative"}  # the older names
@@ -75,8 +76,30 @@ class Service:
         return self.found["metadata"].get("annotations") or {}
 
     @property
+    def champion(self) -> Reference:
+        """What had all traffic before a canary; with Knative the canary stands in the champion's place, and a note tells of the champion.
+
+        Raises RolloutError where a canary is open that `deploy` did not begin.
+        """
+        if not self._in_place:
+            return self.reference
+        digest, _, uri = self._annotations.get(CHAMPION, "").partition(" ")
+        if not uri:
+            raise RolloutError(f"{self.name} has a canary that was not begun by `deploy`, so its champion is not known. End it first.")
+        return Reference(uri=uri, digest=digest.removeprefix("unpinned"))
+
+    @property
+    def canary(self) -> bool:
+        """Whether one is open."""
+        return self._in_place or bool(self.found["spec"].get("canary"))
+
+    @property
+    def _in_place(self) -> bool:
+        return self.mode == "Knative" and self.found["spec"]["predictor"].get("canaryTrafficPercent", 100) < 100
+
+    @property
     def reference(self) -> Reference:
-        """What it serves now; the digest is "" where it was never pinned."""
+        """What its predictor is given; the digest is "" where it was never pinned."""
         variables = {each["name"]: each.get("value", "") for each in _container(self.found["spec"]["predictor"]).get("env") or ()}
         return Reference(uri=variables.get("STORAGE_URI", ""), digest=variables.get(PIN, ""))
 
@@ -89,7 +112,10 @@ class Service:
         if self.mode == "Standard":
             return f"{self.name}-predictor-.*", f"{self.name}-{new.short}-predictor-.*"
         told = (self.found.get("status") or {}).get("components", {}).get("predictor", {})
-        return f"{told.get('previousRolledoutRevision')}-deployment-.*", f"{told.get('latestCreatedRevision')}-deployment-.*"
+        champion, canary = told.get("latestRolledoutRevision"), told.get("latestCreatedRevision")  # rolled out: had all traffic once
+        if not champion or not canary or champion == canary:
+            raise RolloutError(f"KServe does not say which revisions of {self.name} are champion and canary, so they can't be compared.")
+        return f"{champion}-deployment-.*", f"{canary}-deployment-.*"
 
 
 def reference(bundle: Path, uri: str, public_key: Path | None = None) -> Reference:
@@ -127,10 +153,12 @@ def wanted(service: Service, new: Reference, percent: int | None) -> Object:
     predictor = service.found["spec"]["predictor"]
     base: Object = {"containers": predictor.get("containers")}  # named each time: what we no longer name would go
     spec: Object = {"predictor": base}
+    metadata: Object = {"name": service.found["metadata"]["name"]}
     if percent is None:
         base["containers"] = _containers(predictor, new)
     elif service.mode == "Knative":
         base["containers"], base["canaryTrafficPercent"] = _containers(predictor, new), percent
+        metadata["annotations"] = {CHAMPION: f"{service.champion.digest or 'unpinned'} {service.champion.uri}"}
     elif service.splits:
         beside = {name: copy.deepcopy(each) for name, each in predictor.items() if name not in SCALING and name != "name"}
         beside |= {"name": new.short, "minReplicas": 1, "containers": _containers(predictor, new)}
@@ -142,7 +170,7 @@ def wanted(service: Service, new: Reference, percent: int | None) -> Object:
         )
     if service.mode == "Standard" and "transformer" in service.found["spec"]:
         spec["transformer"] = {"containers": _divided(service, new, percent)}
-    return {"apiVersion": API, "kind": "InferenceService", "metadata": {"name": service.found["metadata"]["name"]}, "spec": spec}
+    return {"apiVersion": API, "kind": "InferenceService", "metadata": metadata, "spec": spec}
 
 
 def _container(predictor: Object) -> Object:
@@ -220,6 +248,7 @@ class Plan:
     ready_s: float = 600.0
     watch_s: float = 900.0
     every_s: float = 15.0
+    back_s: float = 180.0  # tried so long to roll back
     limits: Limits = Limits()
 
 
@@ -227,51 +256,86 @@ def in_cluster(
     bundle: Path, uri: str, name: str, namespace: str, traffic: int, watch_s: float, prometheus: str, tell: Callable[[str], None]
 ) -> Outcome:
     """`deploy` from a pod of the cluster. `traffic`: percent for the canary, 100 for all at once. Raises RolloutError."""
+    import signal
+
+    def ended(number: int, _: object) -> None:
+        raise SystemExit(128 + number)  # so that a pod that is taken away rolls back first
+
     plan = Plan(percent=None if traffic == 100 else traffic, watch_s=watch_s)
     watch = Watch(champion="", canary="", prometheus=prometheus) if prometheus else None
-    return deploy(read(Cluster(), namespace, name), reference(bundle, uri), plan, watch, tell)
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        return deploy(read(Cluster(), namespace, name), reference(bundle, uri), plan, watch, tell)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def deploy(service: Service, new: Reference, plan: Plan, watch: Watch | None, tell: Callable[[str], None]) -> Outcome:
     """Roll a bundle out. With a canary and metrics to watch it ends promoted or rolled back; without metrics the canary stays for a person.
 
-    Raises RolloutError where it was rolled back; what was served before is served again.
+    Raises RolloutError where it was rolled back; what was served before is served again, whatever ended the rollout.
     """
-    old = service.reference
-    if old == new and not service.found["spec"].get("canary"):
+    old = service.champion
+    if old == new and not service.canary:
         tell(f"{new.digest} is served already.")
         return "deployed"
+    if plan.percent is not None and service.mode == "Knative" and service.canary and service.reference != new:
+        raise RolloutError(
+            f"A canary of {service.reference.digest or service.reference.uri} is open. Promote it, or roll it back to "
+            f"{old.digest or old.uri}, by deploying that bundle with --traffic 100; then begin another."
+        )
     try:
-        _settle(service, new, plan.percent, plan)
-        if plan.percent is None:
-            tell(f"All traffic goes to {new.digest}.")
-            return "deployed"
-        tell(f"{plan.percent} % of the traffic goes to the canary {new.short}.")
-        if watch is None:
-            return "canary"
-        if watch.prometheus and not watch.canary:
-            champion, canary = service.again().pods(new)
-            watch = replace(watch, champion=champion, canary=canary)
-        _watched(watch, plan, tell)
-        if plan.percent == 0:
-            tell(f"The shadow {new.short} keeps every limit. It stays a shadow: deploy it with --traffic to let it answer.")
-            return "canary"
-        _settle(service, new, None, plan)
-    except (ConcordantError, KeyboardInterrupt) as error:
+        return _rolled_out(service, new, plan, watch, tell)
+    except BaseException as error:
         tell("Rolling back.")
-        roll_back(service, old, plan)
-        reason = str(error) if isinstance(error, ConcordantError) else "it was interrupted"
-        raise RolloutError(f"Rolled back to {old.digest or old.uri}: {reason}") from None
+        reason = str(error) if isinstance(error, ConcordantError) else f"it was ended by {type(error).__name__}."
+        roll_back(service, old, plan, reason)
+        if isinstance(error, ConcordantError | KeyboardInterrupt):
+            raise RolloutError(f"Rolled back to {old.digest or old.uri}: {reason}") from None
+        raise
+
+
+def _rolled_out(service: Service, new: Reference, plan: Plan, watch: Watch | None, tell: Callable[[str], None]) -> Outcome:
+    _settle(service, new, plan.percent, plan)
+    if plan.percent is None:
+        tell(f"All traffic goes to {new.digest}.")
+        return "deployed"
+    tell(f"{plan.percent} % of the traffic goes to the canary {new.short}.")
+    if watch is None:
+        return "canary"
+    if watch.prometheus and not watch.canary:
+        champion, canary = service.again().pods(new)
+        watch = replace(watch, champion=champion, canary=canary, namespace=service.namespace)
+    _watched(watch, plan, tell)
+    if plan.percent == 0:
+        tell(f"The shadow {new.short} keeps every limit. It stays a shadow: deploy it with --traffic to let it answer.")
+        return "canary"
+    _settle(service.again(), new, None, plan)
     tell(f"Promoted: all traffic goes to {new.digest}. Keep it: helm upgrade ... --set model.uri={new.uri} --set model.digest={new.digest}")
     return "promoted"
 
 
-def roll_back(service: Service, old: Reference, plan: Plan) -> None:
-    """All traffic to what was served before: with Knative first off the new revision, which is immediate."""
-    now = service.again()
-    if service.mode == "Knative" and plan.percent is not None:
-        service.cluster.apply(service.path, wanted(now, now.reference, 0))
-    service.cluster.apply(service.path, wanted(service, old, None))
+def roll_back(service: Service, old: Reference, plan: Plan, reason: str) -> None:
+    """All traffic to what was served before: with Knative first off the new revision, which is immediate. Tried again while the cluster
+    does not answer. Raises RolloutError where it could not be done, with `reason` and what still stands."""
+    until = time.monotonic() + plan.back_s
+    while True:
+        try:
+            now = service.again()
+            if now.mode == "Knative" and now.canary:
+                service.cluster.apply(service.path, wanted(now, now.reference, 0))
+            asked = wanted(now, old, None)
+            service.cluster.apply(service.path, asked)
+            if lost := faults(service.again(), asked):
+                raise RolloutError(f"the cluster keeps {', '.join(lost[:5])}")
+            return
+        except ConcordantError as error:
+            if time.monotonic() > until:
+                raise RolloutError(
+                    f"NOT rolled back, the new bundle may still be given traffic: {error} What began it: {reason} "
+                    f"Look: kubectl -n {service.namespace} get inferenceservice {service.name} -o yaml"
+                ) from None
+            time.sleep(min(plan.every_s, 5.0))
 
 
 def _settle(service: Service, new: Reference, percent: int | None, plan: Plan) -> None:

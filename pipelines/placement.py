@@ -376,9 +376,10 @@ def _deploy_problems(placement: Placement) -> list[str]:
         found.append(f"deploy: KServe fetches the bundle from s3:// or gs://, but workspace.root is {root!r}. Name one that both reach.")
     if not placement.service_account:
         found.append("deploy changes an InferenceService, which needs rights. Name a service_account that may get and patch it.")
-    if most is not None and most < placement.deploy.watch_s + 600:
+    if most is not None and most < placement.deploy.watch_s + 1500:
         found.append(
-            f"deploy: timeout_s {most} ends the step while it still watches ({placement.deploy.watch_s} s) or waits (600 s). Raise it."
+            f"deploy: timeout_s {most} ends the step while it still watches ({placement.deploy.watch_s} s), or waits for readiness, twice, "
+            "and for the way back (1,500 s). Raise it."
         )
     return found
 

@@ -154,9 +154,11 @@ def kserve(*, knative: bool, ready: bool = True, old: bool = False) -> Callable[
         if knative:
             percent = spec["predictor"].get("canaryTrafficPercent", 100)
             now = f"{found['metadata']['name']}-predictor-{found['metadata']['generation']:05d}"
+            # what had all traffic last is the champion of a canary; "previous" is the one before it
+            rolled = {"latestRolledoutRevision": now if percent == 100 else "before", "previousRolledoutRevision": "older"}
             traffic = [{"latestRevision": True, "percent": percent, "revisionName": now}]
             traffic += [{"percent": 100 - percent, "revisionName": "before", "tag": "prev"}] if percent < 100 else []
-            status["components"] = {"predictor": {"traffic": traffic, "latestCreatedRevision": now, "previousRolledoutRevision": "before"}}
+            status["components"] = {"predictor": {"traffic": traffic, "latestCreatedRevision": now} | rolled}
         elif not old:
             told = [
                 {"name": each["predictor"]["name"], "ready": ready, "trafficPercent": each["trafficPercent"]}

@@ -41,6 +41,7 @@ def test_errors_and_slowness_end_a_canary_at_once(canary: Figures, sentence: str
         (_figures(1000, **{"recommended/a": 700, "abstained/x": 300}), "it abstains 10.0% more or less often"),
         (_figures(1000, **{"recommended/a": 500, "recommended/b": 300, "abstained/x": 200}), "overlap with the champion's by 70.0%"),
         (Figures(requests=1000, within={math.inf: 1000}), "nan%"),
+        (Figures(requests=1000, answers={"recommended/a": 800, "abstained/x": 200}), "how long its answers took is not known"),
     ],
 )
 def test_what_must_be_shown_by_the_end(canary: Figures, sentence: str) -> None:
@@ -116,7 +117,9 @@ def test_prometheus_is_asked_for_the_pods_of_each() -> None:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Prometheus)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    champion, canary = Watch(champion="c-predictor-.*", canary="c-x-.*", prometheus=f"http://127.0.0.1:{server.server_port}").look()
+    address = f"http://127.0.0.1:{server.server_port}"
+    champion, canary = Watch(champion="c-predictor-.*", canary="c-x-.*", prometheus=address, namespace="care").look()
+    assert all(query.endswith(',namespace="care"}') for query in asked)  # another release of the same name is not ours
     server.shutdown()
     server.server_close()
     assert champion.requests == canary.requests == 41

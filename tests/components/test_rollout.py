@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from serving.monitor import Metrics
 pytestmark = pytest.mark.shared_data
 PATH = "/apis/serving.kserve.io/v1beta1/namespaces/care/inferenceservices/site-concordant"
 NEW = Reference(uri="s3://models/new", digest="sha256:" + "ab" * 32)
-SOON = Plan(ready_s=0.3, watch_s=0.4, every_s=0.05, limits=Limits(requests=50))
+SOON = Plan(ready_s=0.3, watch_s=0.4, every_s=0.05, limits=Limits(requests=50), back_s=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +301,85 @@ def test_without_metrics_a_canary_stays_and_the_same_bundle_is_not_deployed_twic
     assert deploy(service.again(), NEW, at_once, None, lambda _: None) == "deployed" and "canary" not in _spec(server)
     count = len(server.applied)
     assert deploy(service.again(), NEW, SOON, None, lambda _: None) == "deployed" and len(server.applied) == count
+
+
+THIRD = Reference(uri="s3://models/third", digest="sha256:" + "cd" * 32)
+AT_ONCE = Plan(percent=None, ready_s=0.3, every_s=0.05, back_s=0.3)
+
+
+def test_an_open_canary_with_knative_is_not_taken_for_the_champion(server: Server) -> None:
+    """It stands in the champion's place: --traffic 100 promotes it, the champion's bundle ends it, another bundle must wait."""
+    service = _installed(server, "Knative", kserve(knative=True))
+    before, champion = _spec(server), service.reference
+    assert deploy(service, NEW, SOON, None, lambda _: None) == "canary"
+    opened = service.again()
+    assert opened.champion == champion and opened.reference == NEW
+    with pytest.raises(RolloutError, match="is open. Promote it, or roll it back"):
+        deploy(opened, THIRD, SOON, None, lambda _: None)
+    assert _spec(server)["predictor"]["canaryTrafficPercent"] == 10
+    assert opened.pods(NEW)[0] == "before-deployment-.*"
+    assert deploy(opened, champion, AT_ONCE, None, lambda _: None) == "deployed" and _spec(server) == before
+    deploy(service.again(), NEW, SOON, None, lambda _: None)
+    assert deploy(service.again(), NEW, AT_ONCE, None, lambda _: None) == "deployed"
+    assert "canaryTrafficPercent" not in _spec(server)["predictor"] and service.again().champion == NEW
+    assert server.faults == []
+
+
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+def test_whatever_ends_a_rollout_the_champion_serves_again(server: Server, mode: str) -> None:
+    service = _installed(server, mode, kserve(knative=mode == "Knative"))
+    before = _spec(server)
+
+    def taken_away(told: str) -> None:
+        if "goes to the canary" in told:
+            raise SystemExit(143)  # what SIGTERM becomes
+
+    with pytest.raises(SystemExit):
+        deploy(service, NEW, SOON, None, taken_away)
+    assert _spec(server) == before
+    with _page("<html>Log in</html>") as page, pytest.raises(RolloutError, match="are not our metrics"):
+        deploy(service, NEW, SOON, Watch(champion=page, canary=page), lambda _: None)
+    assert _spec(server) == before
+
+
+def test_a_cluster_that_is_away_while_rolling_back_is_asked_again(server: Server) -> None:
+    service = _installed(server, "Standard", kserve(knative=False))
+    before = _spec(server)
+
+    def away(told: str) -> None:
+        if told == "Rolling back.":
+            server.forbidden = PATH
+            threading.Timer(0.2, lambda: setattr(server, "forbidden", "")).start()
+
+    with _metrics(errors=0.3) as watch, pytest.raises(RolloutError, match="Rolled back to .*of its requests failed"):
+        deploy(service, NEW, SOON, watch, away)
+    assert _spec(server) == before
+    with _metrics(errors=0.3) as watch, pytest.raises(RolloutError, match="NOT rolled back.*failed.*kubectl"):
+        deploy(service, NEW, replace(SOON, back_s=0.0), watch, away)
+
+
+@contextmanager
+def _page(text: str) -> Iterator[str]:
+    """A server that answers everything with one page."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{made.server_port}/metrics"
+    finally:
+        made.shutdown()
+        made.server_close()
+        thread.join()
 
 
 def test_the_pods_of_champion_and_canary_are_told_apart(server: Server) -> None:
