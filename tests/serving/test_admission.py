@@ -72,3 +72,28 @@ def test_refusals_from_behind_shrink_the_room_once_in_a_while_and_never_to_nothi
     clock.now += 1
     few.leave(few.enter(), refused=True)
     assert few.room == 2 and not few.full
+
+
+def test_one_client_with_large_questions_takes_no_room_from_the_others(clock: Clock) -> None:
+    gate = Admission(64)
+    for _ in range(100):
+        large = gate.enter()
+        burst = [gate.enter() for _ in range(20)]
+        clock.now += 0.03
+        for entered in burst:
+            gate.leave(entered)
+        clock.now += 0.6
+        gate.leave(large)
+    assert gate.room == 64
+
+
+def test_room_that_nobody_asks_for_comes_back(clock: Clock) -> None:
+    gate = Admission(64)
+    for _ in range(30):
+        clock.now += 1
+        gate.leave(gate.enter(), refused=True)
+    assert gate.room == LEAST
+    for _ in range(120):
+        clock.now += 0.5
+        gate.leave(gate.enter())
+    assert gate.room == 64
