@@ -2,7 +2,8 @@
 
 `plan` deals out the files and reads the Medications; `read_share` turns a share of the files into columns, divided by patient; `settle`
 looks across all of them (versions, repeats, Medications elsewhere, the account); `build` makes the events of some groups of patients;
-`join` writes them one after the other. Between these functions everything lies at a place that all of them reach: a folder or a URL.
+`join` writes them one after the other; `clear` removes what lay between. Between these functions everything lies at a place that all of
+them reach: a folder or a URL.
 """
 
 import secrets
@@ -56,8 +57,9 @@ class Plan:
 
 
 def plan(origin: str, place: str, shards: int, now_us: int, key: PseudonymKey) -> Plan:
-    """Deal the files of a source out by size, the largest first to whoever has least; leaves the plan at the place.
+    """Deal the files of a source out by size, the largest first to whoever has least; leaves the plan at the place, and nothing else.
 
+    A place keeps its name when a killed ingest is tried again: what that left may be of other records.
     Raises SourceError where the source can't be read at all.
     """
     tasks = source.tasks(origin)
@@ -76,7 +78,9 @@ def plan(origin: str, place: str, shards: int, now_us: int, key: PseudonymKey) -
         shares=[sorted(share) for share in shares],
         medications=_medications(early, key, now_us),
     )
-    Place(place).write("plan.json", msgspec.json.encode(found))
+    there = Place(place)
+    there.remove()
+    there.write("plan.json", msgspec.json.encode(found))
     return found
 
 
@@ -144,8 +148,9 @@ def build(place: str, shard: int, key: PseudonymKey) -> int:
 
 
 def join(place: str, out: Path, building: Future[Any] | None = None) -> dict[str, Any]:
-    """Write `events.parquet`, `quarantine.parquet` and `summary.json` into a folder, and remove the place; returns the summary.
+    """Write `events.parquet`, `quarantine.parquet` and `summary.json` into a folder; returns the summary.
 
+    The place stays, so that this can be done again until its result is safe: then `clear`.
     `building`: the groups are still being made, each is written as soon as it is there.
     """
     there = Place(place)
@@ -162,9 +167,12 @@ def join(place: str, out: Path, building: Future[Any] | None = None) -> dict[str
                     table = stream.read_all()
                 account.events += table.num_rows
                 file.write_table(table)
-        summary = write_account(account, draft, out, told["dates"], told["validated"])
-    there.remove()
-    return summary
+        return write_account(account, draft, out, told["dates"], told["validated"])
+
+
+def clear(place: str) -> None:
+    """Remove a place and all that lies there; nothing where it is gone already."""
+    Place(place).remove()
 
 
 def place_in(shuffle: str) -> str:
@@ -217,4 +225,6 @@ def ingest(
         tell("settling versions and the account")
         settle(there, key, dates, check)
         tell(f"building and writing the events in {shards} shards")
-        return join(there, out, beside.submit(run, build, [(there, shard, key) for shard in range(shards)]))
+        summary = join(there, out, beside.submit(run, build, [(there, shard, key) for shard in range(shards)]))
+        clear(there)  # whoever loses `out` after this begins again at the source
+        return summary

@@ -17,14 +17,15 @@ from pipelines.local import STEPS as RUN
 
 SHIPPED = Path(__file__).parent / "clusters"
 WHOLE = ("ingest", "select_cohort", "build_features")  # what these do in one task each, SHARDED do in shards
-SHARDED = ("plan_shards", "read_shard", "settle_shards", "build_shard", "join_shards", "build_features_shard", "join_features")
+BETWEEN = ("plan_shards", "read_shard", "settle_shards", "build_shard", "join_shards", "clear_shards")  # share a place
+SHARDED = (*BETWEEN, "build_features_shard", "join_features")
 STEPS = (*RUN, *SHARDED, "gate", "deploy")
-KEYED = ("ingest", *SHARDED[:5], "evaluate")  # read the pseudonym key
-READERS = ("ingest", *SHARDED[:5], "evaluate")  # read the source or a truth file, so they need the object store's credentials
+KEYED = ("ingest", *BETWEEN[:5], "evaluate")  # read the pseudonym key
+READERS = ("ingest", *BETWEEN, "evaluate")  # reach the source, a truth file or that place, so they need the object store's credentials
 TRAINERS = ("train_ridge", "train_trees", "train_fusion")
 NEVER_CACHED = {  # Kubeflow's cache knows parameters and images, not what lies behind a name
     "ingest": "the records at a source change under the same name",
-    **dict.fromkeys(SHARDED[:5], "the records at a source change under the same name"),
+    **dict.fromkeys(BETWEEN, "the records at a source change under the same name"),
     "fill_store": "an online store may have lost its rows",
     "evaluate": "the model to beat changes between runs",
     "deploy": "the cluster changes between runs",

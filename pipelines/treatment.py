@@ -8,6 +8,7 @@ from kfp import dsl
 from components.steps.build_features import build_features
 from components.steps.build_features_shard import build_features_shard
 from components.steps.build_shard import build_shard
+from components.steps.clear_shards import clear_shards
 from components.steps.deploy import deploy
 from components.steps.estimate_effects import estimate_effects
 from components.steps.evaluate import evaluate
@@ -89,6 +90,7 @@ def _sharded(placement: Placement, decision: Any, source: Any) -> tuple[Any, Any
         built = place(build_shard(settled=settled.output, shard=shard))
     events = place(join_shards(source=source, settled=settled.output, shards=dsl.Collected(built.output)))
     events.set_display_name("FHIR to events")
+    place(clear_shards(settled=settled.output)).after(events)
     with dsl.ParallelFor(list(range(count)), name="features") as shard:
         piece = place(build_features_shard(decision=decision, events=events.output, shard=shard, shards=count))
     joined = place(join_features(decision=decision, events=events.output, pieces=dsl.Collected(piece.output)))

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def test_any_number_of_shards_makes_the_same_bytes(uneven: Path, alone: Path, tm
     told = by_hand(uneven, tmp_path / "place", tmp_path / "out", count)
     same(alone, tmp_path / "out")
     assert told["accepted"] + told["quarantined"] == told["received"]
+    shards.clear(str(tmp_path / "place"))
     assert not (tmp_path / "place").exists()
 
 
@@ -200,6 +202,31 @@ def test_a_killed_shard_is_read_again(uneven: Path, alone: Path, tmp_path: Path)
     for shard in (0, 1, 0):
         shards.build(str(place), shard, KEY)
     shards.join(str(place), tmp_path / "out")
+    same(alone, tmp_path / "out")
+
+
+def test_a_place_where_an_ingest_was_killed_holds_nothing_of_it(small_export: Path, tmp_path: Path) -> None:
+    """Its events were made, then the source grew: whoever takes them loses what is new."""
+    source, place = tmp_path / "source", tmp_path / "place"
+    shutil.copytree(small_export, source)
+    by_hand(source, place, tmp_path / "killed", 2)
+    more = [observation(f"more-{n}", 40) for n in range(50)]
+    (source / "later.ndjson").write_bytes(lines([{"resourceType": "Patient", "id": CANARY, "birthDate": "1950-02-03"}, *more]))
+    shards.ingest(str(source), tmp_path / "out", KEY, shards=2, place=str(place), now=NOW)
+    events.ingest(str(source), tmp_path / "alone", KEY, now=NOW)
+    same(tmp_path / "alone", tmp_path / "out")
+    assert events.read(tmp_path / "out").num_rows > events.read(tmp_path / "killed").num_rows
+    assert not place.exists()
+    (place / "events").mkdir(parents=True)
+    (place / "events" / "0000.arrows").write_bytes(b"left by an attempt that was killed")
+    shards.plan(str(source), str(place), 2, NOW_US, KEY)
+    assert [path.name for path in place.iterdir()] == ["plan.json"]
+
+
+def test_a_join_whose_result_was_lost_is_done_again(uneven: Path, alone: Path, tmp_path: Path) -> None:
+    by_hand(uneven, tmp_path / "place", tmp_path / "lost", 2)
+    shutil.rmtree(tmp_path / "lost")
+    shards.join(str(tmp_path / "place"), tmp_path / "out")
     same(alone, tmp_path / "out")
 
 

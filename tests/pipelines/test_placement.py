@@ -79,6 +79,7 @@ PLATFORM: dict[str, dict[str, Compiled]] = {  # every field, and no other
     },
     "sharded": {
         "read-shard": {"activeDeadlineSeconds": "28800", "secretAsVolume": [KEY, STORE], **WORKSPACE, **POOL},
+        "clear-shards": {"activeDeadlineSeconds": "28800", "secretAsVolume": [STORE], **WORKSPACE, **POOL},
         "build-features-shard": {"activeDeadlineSeconds": "28800", **WORKSPACE, **POOL},
         "evaluate": {"activeDeadlineSeconds": "28800", "secretAsVolume": [KEY, STORE], **WORKSPACE, **POOL},
         "fill-store": {
