@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from components.decision import Decision
 from components.effects import LEVEL, Effects
+from components.excluded import Excluded, RuledOut, exclusion, ruled_out
 from components.overlap import SMALLEST_OVERLAP
 from components.preferences import Preferred, Weights, prefer, sentence
 from components.safety import OptionSafety, Safety
@@ -65,17 +66,6 @@ class Expected:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Excluded:
-    """An option that is not offered, and why: BLOCKED by a rule, or the code of what keeps it from being cleared or compared."""
-
-    option: str
-    label: str
-    code: str
-    reason: str
-    source: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Note:
     """What a rule says about an option that is offered, or about the patient where `option` is None.
 
@@ -97,6 +87,7 @@ class Recommendation:
     `ranked`: options from best to worst expected outcome, in the outcome's unit; without order where `abstained` is EQUIPOISE.
     `equivalent`: options that can't be told from the best by the minimal important difference. `recommended` is set only where one is left.
     `preferred`: those in the order of the patient's preferences, where any were given. `changes`: what would change the answer.
+    `ruled_out`: drugs that may not be given although their option is not excluded for the same reason.
     """
 
     recommended: str | None
@@ -110,6 +101,7 @@ class Recommendation:
     notes: tuple[Note, ...] = ()
     preferred: tuple[Preferred, ...] = ()
     changes: tuple[str, ...] = ()
+    ruled_out: tuple[RuledOut, ...] = ()
     ruleset: str | None = None
 
 
@@ -134,8 +126,8 @@ def recommend(
     """A recommendation for each of N patients.
 
     What is missing, stale or outside comes before every score, and the rules of `safety` come before every ranking: a blocked option never
-    reappears, and no score unblocks one. `weights` of the patients' preferences come last, among options that can't be told apart. Without
-    `safety` the answers are the model's alone, for evaluation only.
+    reappears, and no score unblocks one. What a rule blocks is told also where no score is allowed. `weights` of the patients' preferences
+    come last, among options that can't be told apart. Without `safety` the answers are the model's alone, for evaluation only.
     """
     low_NKK, high_NKK = effects.interval()
     answers = []
@@ -143,9 +135,7 @@ def recommend(
         judged = safety[n] if safety is not None else None
         code, reason = _refusal(decision, state, judged)
         if code is not None:
-            answer = Recommendation(
-                recommended=None, ranked=(), equivalent=(), excluded=(), abstained=code, reasons=(reason,), scored=False
-            )
+            answer = _refused(decision, code, reason, judged)
         else:
             answer = _rank(decision, effects, n, (low_NKK[n], high_NKK[n]), judged)
         if weights is not None and weights[n] and answer.ranked:
@@ -201,6 +191,21 @@ def _refusal(decision: Decision, known: Inputs, safety: Safety | None) -> tuple[
     return None, ""
 
 
+def _refused(decision: Decision, code: Abstain, reason: str, safety: Safety | None) -> Recommendation:
+    """No score. What rules block stays blocked, unless the question is not about this patient or the rules themselves have expired."""
+    judged = None if code in (Abstain.OUT_OF_POPULATION, Abstain.RULESET_EXPIRED) else safety
+    return Recommendation(
+        recommended=None,
+        ranked=(),
+        equivalent=(),
+        excluded=tuple(exclusion(decision, entry) for entry in judged.options if entry.state == "blocked") if judged else (),
+        abstained=code,
+        reasons=(reason,),
+        scored=False,
+        ruled_out=ruled_out(judged, blocked_only=True) if judged else (),
+    )
+
+
 def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Floats], safety: Safety | None) -> Recommendation:
     """The answer for row n; `pairs` are the bounds of every difference, K by K."""
     names = decision.option_names
@@ -208,7 +213,7 @@ def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Flo
     unsafe = {} if safety is None else {entry.option: entry for entry in safety.options if entry.state != "permitted"}
     permitted = [k for k, name in enumerate(names) if name not in unsafe]
     supported = [k for k in permitted if effects.overlap_NK[n, k] >= SMALLEST_OVERLAP]
-    excluded = [_unsafe(decision, entry) for entry in unsafe.values()]
+    excluded = [exclusion(decision, entry) for entry in unsafe.values()]
     excluded += [_unsupported(names[k], decision.options[names[k]].label) for k in permitted if k not in supported]
     preferred = {option for option, _ in safety.preferred} if safety is not None else set()
     ranked: tuple[Expected, ...] = ()
@@ -243,6 +248,7 @@ def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Flo
         abstained=code,
         reasons=reasons,
         dose_mg_week=None if effects.dose_N is None or not permitted else float(effects.dose_N[n]),
+        ruled_out=ruled_out(safety) if safety is not None else (),
     )
 
 
@@ -293,19 +299,6 @@ def _nothing_permitted(
         return Abstain.NO_PERMITTED_OPTION, ("Every option is ruled out for this patient. See why each is.",)
     told = dict.fromkeys(gap.text for finding in gaps for gap in finding.missing)
     return Abstain(gaps[0].code or Abstain.MISSING_REQUIRED), (f"{told_first} " + " ".join(told),)
-
-
-def _unsafe(decision: Decision, entry: OptionSafety) -> Excluded:
-    label = decision.options[entry.option].label
-    if entry.state == "blocked":
-        told = entry.said("block")
-        source = "; ".join(dict.fromkeys(finding.rule.source.title for finding in told))
-        return Excluded(option=entry.option, label=label, code="BLOCKED", reason=" ".join(f.rule.text for f in told), source=source)
-    told = entry.said("abstain")
-    reason = " ".join(dict.fromkeys(gap.text for finding in told for gap in finding.missing))
-    return Excluded(
-        option=entry.option, label=label, code=told[0].code or "MISSING_REQUIRED", reason=reason, source=told[0].rule.source.title
-    )
 
 
 def _guideline(safety: Safety | None, best: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 from serving.fhir_output import expected, proposal
-from serving.schema import Exclusion, OptionAnswer, Response
+from serving.schema import Exclusion, OptionAnswer, Remark, Response, RuledOutDrug
 
 Card = dict[str, Any]
 SUMMARY = 139  # characters; the specification wants fewer than 140
@@ -27,13 +27,15 @@ def cards(answer: Response, subject: str) -> list[Card]:
 
 
 def cards_for_orders(answer: Response, subject: str, selected: set[str]) -> list[Card]:
-    """Cards for draft orders with these RxNorm codes: a warning for an excluded option, advice for one that is behind, else none."""
+    """Cards for draft orders with these RxNorm codes: a warning for what is excluded, advice for what is behind, else none."""
     if answer.abstained in SILENT:
         return []
+    out = [entry for entry in answer.ruled_out if selected & set(entry.rxnorm)]
     refused = [entry for entry in answer.excluded if selected & set(entry.rxnorm)]
     chosen = [entry for entry in answer.ranked if selected & set(entry.rxnorm)]
     behind = [entry for entry in chosen if entry.option not in answer.equivalent]
-    told = [_refused(answer, entry) for entry in refused]
+    told = [_refused(answer, entry, entry.drug.replace("_", " ").capitalize()) for entry in out]
+    told += [_refused(answer, entry, entry.label) for entry in refused]
     return [*told, _options(answer, subject, behind[0])] if behind else told
 
 
@@ -46,12 +48,12 @@ def _options(answer: Response, subject: str, behind: OptionAnswer | None = None)
     return shown
 
 
-def _refused(answer: Response, entry: Exclusion) -> Card:
+def _refused(answer: Response, entry: Exclusion | RuledOutDrug, label: str) -> Card:
     why = "is ruled out for this patient" if entry.code in URGENT else "can't be cleared yet"
     source = f"\n\nSource: {_plain(entry.source)}" if entry.source else ""
     return _card(
         answer,
-        f"{entry.label} {why}",
+        f"{label} {why}",
         "critical" if entry.code in URGENT else "warning",
         f"**{entry.code}**: {_plain(entry.reason)}{source}",
     )
@@ -84,6 +86,7 @@ def _detail(answer: Response) -> str:
     """GitHub-flavoured Markdown; text from rules and decisions is escaped, so that no mark-up comes from data."""
     lines = [f"**{_plain(answer.title)}**", ""]
     lines += [f"- **{_plain(entry.label)}**: {_plain(expected(answer, entry))}" for entry in answer.ranked]
+    lines += _notes(answer)
     if answer.changes:
         lines += ["", "What would change this answer:", *(f"- {_plain(change)}" for change in answer.changes)]
     if answer.excluded:
@@ -95,6 +98,19 @@ def _detail(answer: Response) -> str:
     if missing:
         lines += ["", f"Not known or too old: {_plain(', '.join(missing))}"]
     return "\n".join([*lines, "", f"_{_plain(answer.note)}_"])
+
+
+def _notes(answer: Response) -> list[str]:
+    """What rules say of the options that are shown, and of drugs taken now; what could not be checked is no rule's word."""
+    labels = {entry.option: f"{entry.label}, " for entry in answer.ranked} | {None: ""}
+    told = [note for note in answer.notes if note.rule_id and note.option in labels]
+    lines = [f"- {_plain(labels[note.option] + note.kind)}: {_plain(note.text)}{_by(note)}" for note in told]
+    return ["", "What the rules say:", *lines] if lines else []
+
+
+def _by(note: Remark) -> str:
+    review = "" if note.reviewed else "; threshold not yet compared with it"
+    return f" ({_plain(note.source)}{review})" if note.source else ""
 
 
 def _plain(text: str | None) -> str:

@@ -1,5 +1,6 @@
 """What comes in and what goes out, as types. Unknown fields and non-finite numbers are refused; an error never quotes input."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from components.bundle import Bundle
 from components.decision import Matter
 from components.policy import Recommendation
+from features.concepts import concepts
 
 NOTE = "Research software, not a medical device. A recommendation informs a clinician's decision and never replaces it."
 LARGEST_BATCH = 256
@@ -98,7 +100,7 @@ class OptionAnswer(_Strict):
     overlap: Finite
     reason: str = ""
     parts: tuple[Contribution, ...] = ()
-    rxnorm: tuple[str, ...] = ()  # ingredients and products that the option stands for
+    rxnorm: tuple[str, ...] = ()  # ingredients and products that the option stands for, without those of drugs that are ruled out
 
 
 class PreferredOption(_Strict):
@@ -115,6 +117,17 @@ class Exclusion(_Strict):
 
     option: str
     label: str
+    code: str
+    reason: str
+    source: str | None
+    rxnorm: tuple[str, ...] = ()
+
+
+class RuledOutDrug(_Strict):
+    """A drug that may not be given, or can't be cleared yet, although other drugs of its option are better off; why, by which source."""
+
+    option: str
+    drug: str
     code: str
     reason: str
     source: str | None
@@ -149,6 +162,7 @@ class Response(_Strict):
     equivalent: tuple[str, ...]
     preferred: tuple[PreferredOption, ...] = ()
     excluded: tuple[Exclusion, ...]
+    ruled_out: tuple[RuledOutDrug, ...] = ()
     abstained: str | None
     reasons: tuple[str, ...]
     changes: tuple[str, ...] = ()
@@ -192,7 +206,9 @@ class Explanation(_Strict):
 def response(bundle: Bundle, answer: Recommendation, row: FeatureRow, request_id: str = "") -> Response:
     """The answer for one patient as it leaves the house."""
     decision = bundle.decision
-    codes = {name: option.codes for name, option in decision.options.items()}
+    drugs = concepts().drugs
+    out = tuple(RuledOutDrug(**vars(entry), rxnorm=drugs[entry.drug]) for entry in answer.ruled_out)
+    codes = {name: _without(option.codes, [entry for entry in out if entry.option == name]) for name, option in decision.options.items()}
     ranked = tuple(
         OptionAnswer(**(vars(entry) | {"parts": tuple(Contribution(**vars(part)) for part in entry.parts)}), rxnorm=codes[entry.option])
         for entry in answer.ranked
@@ -210,6 +226,7 @@ def response(bundle: Bundle, answer: Recommendation, row: FeatureRow, request_id
         equivalent=answer.equivalent,
         preferred=tuple(PreferredOption(**vars(entry)) for entry in answer.preferred),
         excluded=tuple(Exclusion(**vars(entry), rxnorm=codes[entry.option]) for entry in answer.excluded),
+        ruled_out=out,
         abstained=str(answer.abstained) if answer.abstained else None,
         reasons=answer.reasons,
         changes=answer.changes,
@@ -222,6 +239,11 @@ def response(bundle: Bundle, answer: Recommendation, row: FeatureRow, request_id
         freshness={name: row.ages[name] for name in decision.required if name in row.ages},
         request_id=request_id,
     )
+
+
+def _without(codes: tuple[str, ...], out: Sequence[RuledOutDrug]) -> tuple[str, ...]:
+    gone = {code for entry in out for code in entry.rxnorm}
+    return tuple(code for code in codes if code not in gone)
 
 
 class Tensor(_Strict):

@@ -4,7 +4,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from serving.schema import Exclusion, OptionAnswer, Remark, Response
+from serving.schema import Exclusion, OptionAnswer, Remark, Response, RuledOutDrug
 
 OPTIONS = "sulfonylurea", "dpp4_inhibitor", "sglt2_inhibitor", "thiazolidinedione", "glp1_receptor_agonist"
 RXNORM = {"sulfonylurea": ("4821", "25789"), "dpp4_inhibitor": ("593411",), "sglt2_inhibitor": ("1488564",)}
@@ -45,6 +45,7 @@ def answers(draw: st.DrawFn) -> Response:
         ranked=ranked,
         equivalent=equivalent,
         excluded=excluded,
+        ruled_out=tuple(_out(draw, entry.option) for entry in ranked if draw(st.booleans())),
         abstained=code,
         reasons=tuple(draw(st.lists(TEXT, max_size=3))),
         dose_mg_week=draw(st.none() | st.floats(5, 100)),
@@ -68,6 +69,11 @@ def _option(draw: st.DrawFn, name: str, *, first: bool) -> OptionAnswer:
         overlap=draw(st.floats(0, 1)),
         rxnorm=RXNORM.get(name, ()),
     )
+
+
+def _out(draw: st.DrawFn, option: str) -> RuledOutDrug:
+    code, reason, source = draw(st.sampled_from(("BLOCKED", "MISSING_REQUIRED"))), draw(TEXT), draw(st.none() | TEXT)
+    return RuledOutDrug(option=option, drug="glyburide", code=code, reason=reason, source=source, rxnorm=("4815",))
 
 
 def _remark() -> dict[str, Any]:

@@ -106,6 +106,39 @@ def test_an_expired_rule_set_answers_nothing() -> None:
     assert found.abstained is Abstain.RULESET_EXPIRED and not found.ranked
 
 
+DIALYSIS = well(
+    measurements={"egfr": Measured(10.0, "mL/min/1.73m2", 10.0), "alt": Measured(25.0, "U/L", 10.0)}, conditions={"dialysis": True}
+)
+
+
+@pytest.mark.parametrize(
+    "state", [{"stale": ("hba1c_mmol_mol",)}, {"missing": ("age_years",)}, {"implausible": ("hba1c_mmol_mol",)}, {"unlike": True}]
+)
+def test_what_a_rule_blocks_is_told_also_where_an_input_allows_no_score(state: dict[str, Any]) -> None:
+    (found,) = recommend(GLUCOSE, scores(np.zeros((1, 5))), [Inputs(**state)], [judged(DIALYSIS)])
+    assert found.abstained is not None and not found.scored and not found.ranked
+    (why,) = [entry for entry in found.excluded if entry.option == "sglt2_inhibitor"]
+    assert why.code == "BLOCKED" and why.reason and why.source
+
+
+def test_no_rule_speaks_of_a_patient_whom_the_question_is_not_about_or_from_an_expired_set() -> None:
+    (outside,) = recommend(GLUCOSE, scores(np.zeros((1, 5))), [Inputs(outside="no metformin on record")], [judged(DIALYSIS)])
+    late = safety.evaluate(shipped(), DIALYSIS, GLUCOSE, max(rule.expires for rule in shipped().rules).replace(year=2040))
+    (expired,) = recommend(GLUCOSE, scores(np.zeros((1, 5))), [Inputs(stale=("hba1c_mmol_mol",))], [late])
+    assert (outside.abstained, expired.abstained) == (Abstain.OUT_OF_POPULATION, Abstain.RULESET_EXPIRED)
+    assert outside.excluded == expired.excluded == outside.ruled_out == expired.ruled_out == ()
+
+
+def test_a_drug_that_a_rule_blocks_is_told_and_its_option_stays() -> None:
+    facts = well(drugs=frozenset({"metformin", "bosentan"}))
+    found = answer(facts, "sulfonylurea")
+    assert found.recommended == "sulfonylurea"
+    (out,) = [entry for entry in found.ruled_out if entry.drug == "glyburide"]
+    assert (out.option, out.code) == ("sulfonylurea", "BLOCKED") and "bosentan" in out.reason and out.source
+    (refused,) = recommend(GLUCOSE, scores(np.zeros((1, 5))), [Inputs(stale=("hba1c_mmol_mol",))], [judged(facts)])
+    assert out in refused.ruled_out
+
+
 def test_a_patient_unlike_the_training_rows_gets_no_score_whatever_the_score_is() -> None:
     (found,) = recommend(GLUCOSE, scores(np.array([[-30.0, 0, 0, 0, 0]])), [Inputs(unlike=True)], [judged(well())])
     assert found.abstained is Abstain.OOD and not found.ranked and not found.scored
@@ -190,7 +223,16 @@ def _check(which: Decision, found: Recommendation, told: Safety, state: Inputs) 
     if state == Inputs():
         assert shown | excluded == names or found.abstained is Abstain.LOW_OVERLAP
     else:
-        assert not shown and not excluded and found.abstained is not None and not found.scored
+        silent = found.abstained in (Abstain.OUT_OF_POPULATION, Abstain.RULESET_EXPIRED)
+        assert not shown and found.abstained is not None and not found.scored
+        assert excluded == (set() if silent else {entry.option for entry in told.options if entry.state == "blocked"})
+        assert {entry.code for entry in (*found.excluded, *found.ruled_out)} <= {"BLOCKED"}
+    if found.scored:
+        out = {(entry.option, entry.drug) for entry in found.ruled_out}
+        may = {(entry.option, drug) for entry in told.options for drug in entry.permitted}
+        never = {(entry.option, drug) for entry in told.options for drug in entry.blocked}
+        assert not out & may and never <= out | {(option, drug) for option, drug in never if option in excluded}
+    assert all(entry.code and entry.reason and entry.source for entry in found.ruled_out)
     assert found.ruleset == told.ruleset
 
 
