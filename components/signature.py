@@ -4,28 +4,27 @@ The manifest holds the sha256 of every file, so its signature covers all of them
 """
 
 import base64
+import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.artifact import BundleError, verify
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNING_FILE = Path("/var/run/secrets/concordant-signing/signing.key")
 
 
 def sign(bundle: Path, key: Path) -> Path:
     """Sign a verified bundle; returns the file of the signature. A key is made where there is none, its public half at `KEY.pub`."""
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     folder = _folder(bundle)
     verify(folder)
     if not key.exists():
         _make(key)
-    try:
-        private = serialization.load_pem_private_key(key.read_bytes(), None)
-    except (ValueError, TypeError):
-        private = None
-    if not isinstance(private, Ed25519PrivateKey):
+    private = _private(key)
+    if private is None:
         raise BundleError(f"{key} is no Ed25519 private key in PEM without a passphrase.")
     out = _signature(folder)
     out.write_bytes(base64.b64encode(private.sign((folder / "manifest.json").read_bytes())) + b"\n")
@@ -34,9 +33,19 @@ def sign(bundle: Path, key: Path) -> Path:
 
 def sign_published(folder: Path) -> None:
     """Sign what was just published where a key is set: CONCORDANT_SIGNING_KEY, or the secret that a cluster mounts."""
-    key = Path(os.environ.get("CONCORDANT_SIGNING_KEY") or SIGNING_FILE)
-    if key.is_file():
+    if key := _set_key():
         sign(folder, key)
+
+
+def signer() -> str:
+    """Digest of the public key of who signs what is published, "" where no key is set: another signer makes another result."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = _set_key()
+    if key is None:
+        return ""
+    private = _private(key)  # what is no key is refused when it is to sign
+    return hashlib.sha256(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest() if private else "no key"
 
 
 def check(bundle: Path, public_key: Path) -> None:
@@ -59,6 +68,22 @@ def check(bundle: Path, public_key: Path) -> None:
         public.verify(base64.b64decode(signed.read_bytes().strip(), validate=True), (folder / "manifest.json").read_bytes())
     except (InvalidSignature, ValueError):
         raise BundleError(f"The signature {signed} is not of this bundle by the owner of {public_key}. Do not deploy it.") from None
+
+
+def _set_key() -> Path | None:
+    key = Path(os.environ.get("CONCORDANT_SIGNING_KEY") or SIGNING_FILE)
+    return key if key.is_file() else None
+
+
+def _private(key: Path) -> "Ed25519PrivateKey | None":
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    try:
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+    except (ValueError, TypeError):
+        return None
+    return private if isinstance(private, Ed25519PrivateKey) else None
 
 
 def _folder(bundle: Path) -> Path:

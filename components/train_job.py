@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from secrets import token_hex
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -189,6 +190,7 @@ class Jobs:
     def follow(self, job: dict[str, Any], folder: Path, namespace: str = "") -> None:
         """Make the job, or take up one of the same name, and wait for its end. Raises TrainJobError with its cause."""
         name, place = job["metadata"]["name"], namespace or _own_namespace()
+        (folder / "failed.txt").unlink(missing_ok=True)  # of an earlier job: it is not why this one fails
         self._make(job, name, place)
         shown, silent = "", 0
         while True:
@@ -280,13 +282,17 @@ def _write_order(inputs: Path, order: dict[str, Any], cohort: Path, features: Pa
     """The order, whole or not there."""
     if inputs.exists():
         return
-    part = inputs.with_name(f"inputs.part{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
+    part = inputs.with_name(f"inputs.part{token_hex(8)}")  # not by pid: two pods of the same order have the same one
     part.mkdir(parents=True)
-    shutil.copytree(cohort, part / "cohort")
-    shutil.copytree(features, part / "features")
-    (part / "order.json").write_text(json.dumps(order), encoding="utf-8")
-    part.rename(inputs)
+    try:
+        shutil.copytree(cohort, part / "cohort")
+        shutil.copytree(features, part / "features")
+        (part / "order.json").write_text(json.dumps(order), encoding="utf-8")
+        part.rename(inputs)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+        if not inputs.exists() and not inputs.with_name("model").exists():  # else another run of the same order was first
+            raise
 
 
 def _fetch(folder: Path, out: Path) -> str:
@@ -296,7 +302,8 @@ def _fetch(folder: Path, out: Path) -> str:
         raise TrainJobError("The TrainJob ended without a model in the workspace. Its pods must mount the same claim at the same path.")
     verify(model)
     shutil.copytree(model, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json", "message.txt"))
-    shutil.rmtree(folder / "inputs", ignore_errors=True)
+    for left in folder.glob("inputs*"):  # also parts of steps that were killed
+        shutil.rmtree(left, ignore_errors=True)
     return (model / "message.txt").read_text(encoding="utf-8")
 
 

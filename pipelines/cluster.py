@@ -50,8 +50,8 @@ def schedule_on(
 
 
 def unschedule_on(kubeflow: Kubeflow, experiment: str, name: str) -> int:
-    """Delete the recurring runs of that name; returns how many there were."""
-    found = kubeflow.schedules(name, kubeflow.experiment(experiment))
+    """Delete our pipeline's recurring runs of that name; returns how many there were."""
+    found = kubeflow.scheduled(name, experiment, PIPELINE)
     kubeflow.unschedule(found)
     return len(found)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from features.errors import ConcordantError
-from pipelines.options import ConfigOption, Decision, ExperimentOption, HostOption, KubeflowNamespace, SourceOption, console
+from pipelines.options import ClusterSourceOption, ConfigOption, Decision, ExperimentOption, HostOption, KubeflowNamespace, console
 
 if TYPE_CHECKING:
     from pipelines.kubeflow import Kubeflow
@@ -24,7 +24,7 @@ def compile_graph(out: Annotated[Path, typer.Option(help="File to write.")] = Pa
 
 def submit(
     decision: Decision,
-    source: SourceOption,
+    source: ClusterSourceOption,
     host: HostOption,
     config: ConfigOption = None,
     experiment: ExperimentOption = "concordant",
@@ -56,7 +56,7 @@ def submit(
 
 def schedule(
     decision: Decision,
-    source: SourceOption,
+    source: ClusterSourceOption,
     host: HostOption,
     name: Annotated[str, typer.Option(help="Name of the schedule; the one of that name is replaced.")],
     cron: Annotated[str, typer.Option(help="Five fields, or six with seconds first; UTC.")] = "0 2 * * *",
@@ -65,6 +65,7 @@ def schedule(
         bool, typer.Option("--catch-up/--no-catch-up", help="Also start what was missed while the cluster was down.")
     ] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the schedule of that name; its runs go on.")] = False,
+    ignore_not_found: Annotated[bool, typer.Option("--ignore-not-found", help="With --delete: none of that name is no error.")] = False,
     config: ConfigOption = None,
     experiment: ExperimentOption = "concordant",
     namespace: KubeflowNamespace = None,
@@ -75,7 +76,13 @@ def schedule(
 
     kubeflow = _kubeflow(host, namespace)
     if delete:
-        console.print(f"Schedule {name}: {cluster.unschedule_on(kubeflow, experiment, name)} deleted.")
+        deleted = cluster.unschedule_on(kubeflow, experiment, name)
+        if not deleted and not ignore_not_found:
+            raise ConcordantError(
+                f"Nothing was deleted: the experiment {experiment} has no schedule {name} of this pipeline. "
+                "Check --name, --experiment and --namespace."
+            )
+        console.print(f"Schedule {name}: {deleted} deleted.")
         return
     plan, placement = Plan(cron=cron, max_concurrency=max_concurrency, catch_up=catch_up), _placement(config)
     source = _remote(source, placement)
@@ -109,6 +116,15 @@ def deploy(
     from components.canary import Limits, Watch
     from components.cluster import Cluster
 
+    for option, address in (
+        ("--prometheus", prometheus),
+        ("--champion-metrics", champion_metrics),
+        ("--canary-metrics", canary_metrics),
+    ):
+        if "@" in address:  # it would be printed with every error
+            raise ConcordantError(
+                f"{option}: an address with a name or password in it is not taken. Give one without, behind a proxy if need be."
+            )
     limits = Limits(
         requests=min_requests, error_rate=max_error_rate, p99_s=max_p99, abstention_difference=max_abstention, agreement=min_agreement
     )
@@ -131,7 +147,14 @@ def sign(
     """Sign a bundle: whoever deploys it can tell that it is the one that was published."""
     from components.signature import sign as sign_bundle
 
-    console.print(f"Signed: {sign_bundle(bundle, key)}")
+    fresh = not key.exists()
+    signed = sign_bundle(bundle, key)
+    if fresh:
+        console.print(
+            f"There was no key at {key}: a NEW key was made there, its public half at {key}.pub. Nobody trusts it yet. "
+            "Did you mean another file? Then delete both and sign again."
+        )
+    console.print(f"Signed: {signed}")
 
 
 def doctor(
@@ -146,6 +169,8 @@ def doctor(
     from pipelines import doctor as looks
     from pipelines import show
 
+    if config and not cluster:
+        raise ConcordantError("--config belongs to --cluster: a cluster file says nothing about this machine.")
     found = looks.on_cluster(Cluster(context=context), namespace, _placement(config)) if cluster else looks.here(workspace)
     show.findings(console, found)
     missing = [each.what for each in found if each.state == "missing"]

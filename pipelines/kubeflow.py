@@ -16,6 +16,7 @@ from pipelines.local import RunFailed, Told
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 LOST = 5  # answers in a row that may fail while a run is followed
 PAGE = 100
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class KubeflowError(ConcordantError):
@@ -31,11 +32,15 @@ class Kubeflow:
     namespace: str | None = None
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.host)
-        name = address.hostname or ""
-        if address.scheme not in ("http", "https") or not name or address.username:
-            raise KubeflowError(f"--host must be an address such as https://kubeflow.example.org/pipeline, found {self.host!r}.")
-        if self.token and address.scheme == "http" and not (name in ("127.0.0.1", "localhost", "::1") or name.endswith((".svc", ".local"))):
+        try:
+            address = urlsplit(self.host)
+            scheme, name = address.scheme, address.hostname or ""
+        except ValueError:
+            scheme = name = ""
+        if scheme not in ("http", "https") or not name or "@" in self.host:
+            found = "one with a name or password" if "@" in self.host else repr(self.host)
+            raise KubeflowError(f"--host must be an address such as https://kubeflow.example.org/pipeline, found {found}.")
+        if self.token and scheme == "http" and not (name in LOOPBACK or name.endswith((".svc", ".svc.cluster.local"))):
             raise KubeflowError(f"A token would go to {name} unencrypted. Give an https address, or a port-forward on 127.0.0.1.")
 
     @cached_property
@@ -84,14 +89,19 @@ class Kubeflow:
 
     def experiment(self, name: str) -> str:
         """Id of the experiment of that name, made where there is none."""
-        scope = {"namespace": self.namespace} if self.namespace else {}
-        for each in self._all("ExperimentServiceApi", "experiment_service_list_experiments", "experiments", filter=_named(name), **scope):
-            if each.display_name == name and each.storage_state != "ARCHIVED":
-                return str(each.experiment_id)
+        if found := self._found_experiment(name):
+            return found
         import kfp_server_api as api
 
         made = api.V2beta1Experiment(display_name=name, namespace=self.namespace)
         return str(self._call("ExperimentServiceApi", "experiment_service_create_experiment", made).experiment_id)
+
+    def _found_experiment(self, name: str) -> str | None:
+        scope = {"namespace": self.namespace} if self.namespace else {}
+        for each in self._all("ExperimentServiceApi", "experiment_service_list_experiments", "experiments", filter=_named(name), **scope):
+            if each.display_name == name and each.storage_state != "ARCHIVED":
+                return str(each.experiment_id)
+        return None
 
     def version(self, pipeline: str, name: str, package: Path) -> tuple[str, str]:
         """Ids of a pipeline and of its version `name`; the file is uploaded where there is no such version yet."""
@@ -105,14 +115,19 @@ class Kubeflow:
         return owner, str(made.pipeline_version_id)
 
     def _pipeline(self, name: str) -> str:
+        if found := self._found_pipeline(name):
+            return found
         import kfp_server_api as api
 
+        made = api.V2beta1Pipeline(name=name, display_name=name, namespace=self.namespace)
+        return str(self._call("PipelineServiceApi", "pipeline_service_create_pipeline", made).pipeline_id)
+
+    def _found_pipeline(self, name: str) -> str | None:
         scope = {"namespace": self.namespace} if self.namespace else {}
         for each in self._all("PipelineServiceApi", "pipeline_service_list_pipelines", "pipelines", filter=_named(name), **scope):
             if name in (each.name, each.display_name):
                 return str(each.pipeline_id)
-        made = api.V2beta1Pipeline(name=name, display_name=name, namespace=self.namespace)
-        return str(self._call("PipelineServiceApi", "pipeline_service_create_pipeline", made).pipeline_id)
+        return None
 
     def _all(self, service: str, method: str, kind: str, *given: Any, **named: Any) -> Iterator[Any]:
         token = ""
@@ -158,8 +173,13 @@ class Kubeflow:
             raise RunFailed(f"The run {run} ended as {found.state}{failed}: {cause}. Its log: {self.host}/#/runs/details/{run}")
         return {name for name, state in told.items() if state == "SUCCEEDED"}
 
-    def schedules(self, name: str, experiment: str) -> list[Any]:
-        """Recurring runs of that name in an experiment."""
+    def scheduled(self, name: str, experiment: str, pipeline: str) -> list[Any]:
+        """Recurring runs of that name, by the names of experiment and pipeline; nothing is made to look them up."""
+        home, owner = self._found_experiment(experiment), self._found_pipeline(pipeline)
+        return self._schedules(name, home, owner) if home and owner else []
+
+    def _schedules(self, name: str, experiment: str, pipeline: str) -> list[Any]:
+        """By ids. A name is not unique there: another pipeline's recurring run of the same name is none of ours."""
         listed = self._all(
             "RecurringRunServiceApi",
             "recurring_run_service_list_recurring_runs",
@@ -167,16 +187,17 @@ class Kubeflow:
             experiment_id=experiment,
             filter=_named(name),
         )
-        return [each for each in listed if each.display_name == name]
+        named = [each for each in listed if each.display_name == name]
+        return [each for each in named if (of := each.pipeline_version_reference) and of.pipeline_id == pipeline]
 
     def schedule(self, name: str, experiment: str, version: tuple[str, str], order: "Order", plan: "Plan") -> tuple[str, str]:
-        """Make a recurring run, or put it in the place of those of the same name; returns its id and what was done.
+        """Make a recurring run, or put it in the place of those of the same name and pipeline; returns its id and what was done.
 
         The new one stands before the old ones go: a failure in between leaves two for a moment, never none.
         """
         import kfp_server_api as api
 
-        old = self.schedules(name, experiment)
+        old = self._schedules(name, experiment, version[0])
         new = api.V2beta1RecurringRun(
             display_name=name,
             experiment_id=experiment,

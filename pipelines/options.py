@@ -12,6 +12,14 @@ Decision = Annotated[str, typer.Argument(help="A shipped decision (glucose_lower
 SourceOption = Annotated[
     str, typer.Option("--source", help="Folder or fsspec URL that holds FHIR R4 NDJSON files or Bundles, or a FHIR server's base address.")
 ]
+ClusterSourceOption = Annotated[
+    str,
+    typer.Option(
+        "--source",
+        help="FHIR R4 NDJSON files or Bundles where the cluster reads them: a URL such as s3://bucket/export, or a folder below the "
+        "claim that the cluster file mounts.",
+    ),
+]
 ConfigOption = Annotated[
     str | None,
     typer.Option(

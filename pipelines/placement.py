@@ -284,7 +284,11 @@ def read(name: str) -> Placement:
         raise PlacementError(
             f"There is no cluster file {name!r}. Shipped: {', '.join(shipped())}. Give one of these or a path to a YAML file."
         )
-    return parse(path.read_text(encoding="utf-8"), path.name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PlacementError(f"{path.name}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from None
+    return parse(text, path.name)
 
 
 def parse(text: str, file: str = "cluster.yaml") -> Placement:

@@ -72,13 +72,15 @@ def run(major: str, *arguments: str, values: dict[str, Any] | None = None) -> su
     return subprocess.run([helm(major), *arguments, *given], input=told, capture_output=True, text=True, timeout=60)
 
 
-def render(values: dict[str, Any], release: str = "site", *, major: str = "4", chart: Path = CHART) -> list[dict[str, Any]]:
+def render(
+    values: dict[str, Any], release: str = "site", *, major: str = "4", chart: Path = CHART, namespace: str = "care"
+) -> list[dict[str, Any]]:
     """Every object, test hooks included. Fails with Helm's own words where it refuses."""
-    return [found for found in yaml.load_all(_rendered(json.dumps(values), release, major, chart), Loader=_Strict) if found]
+    return [found for found in yaml.load_all(_rendered(json.dumps(values), release, major, chart, namespace), Loader=_Strict) if found]
 
 
 @lru_cache(64)
-def _rendered(values: str, release: str, major: str, chart: Path) -> str:
-    done = run(major, "template", release, str(chart), "--namespace", "care", values=json.loads(values))
+def _rendered(values: str, release: str, major: str, chart: Path, namespace: str) -> str:
+    done = run(major, "template", release, str(chart), "--namespace", namespace, values=json.loads(values))
     assert done.returncode == 0, done.stderr
     return done.stdout

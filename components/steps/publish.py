@@ -19,7 +19,7 @@ def publish(
     from pathlib import Path
 
     from components.artifact import produce
-    from components.signature import sign_published
+    from components.signature import sign_published, signer
     from components.study import publish as write
 
     members = {"ridge": Path(ridge.path), "trees": Path(trees.path), "fusion": Path(fusion.path)}
@@ -30,4 +30,4 @@ def publish(
         return told
 
     inputs = [features.path, effects.path, evaluation.path, *(str(path) for path in members.values())]
-    produce(bundle.path, "publish", inputs, {"decision": decision}, work)
+    produce(bundle.path, "publish", inputs, {"decision": decision, "signer": signer()}, work)

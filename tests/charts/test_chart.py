@@ -66,6 +66,18 @@ def test_any_release_name_gives_valid_names(release: str) -> None:
     assert len(f"{service['metadata']['name']}-transformer") <= 63
 
 
+@pytest.mark.parametrize(("told", "place"), [("kubeflow", "kubeflow"), ("", "care")])
+def test_the_rights_on_trainjobs_are_in_the_namespace_of_the_steps_account(told: str, place: str) -> None:
+    """A step makes its TrainJob in its own namespace: a Role elsewhere gives it nothing."""
+    found = render({"training": {"enabled": True, "serviceAccount": "runner", "namespace": told}})
+    (role,) = (each for each in found if each["kind"] == "Role")
+    (binding,) = (each for each in found if each["kind"] == "RoleBinding")
+    assert role["rules"] == [{"apiGroups": ["trainer.kubeflow.org"], "resources": ["trainjobs"], "verbs": ["create", "get", "delete"]}]
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == place
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "runner", "namespace": place}]
+
+
 @pytest.mark.deep
 @pytest.mark.timeout(1800)  # 300 sets
 @pytest.mark.shared_data

@@ -15,8 +15,8 @@ from pipelines import cluster_cli, placement
 from pipelines.cli import app
 
 
-def _jobs(values: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:
-    objects = render(values)
+def _jobs(values: dict[str, Any], namespace: str = "care") -> tuple[dict[str, dict[str, Any]], str]:
+    objects = render(values, namespace=namespace)
     (config,) = (each["data"]["cluster.yaml"] for each in objects if each["kind"] == "ConfigMap" and "cluster.yaml" in each["data"])
     jobs = {each["metadata"]["annotations"]["helm.sh/hook"]: each for each in objects if each["kind"] == "Job"}
     return {hook: job["spec"]["template"]["spec"]["containers"][0] for hook, job in jobs.items()}, config
@@ -43,6 +43,20 @@ def test_install_makes_the_schedule_upgrade_leaves_it_and_uninstall_takes_it_awa
         assert "made" in printed.getvalue() and "unchanged" in printed.getvalue()
         start("pre-delete")
         assert not here.kept["recurring"] and here.faults == []
+        start("pre-delete")  # somebody deleted it by hand: that holds up no uninstall
+
+
+def test_releases_of_one_name_in_two_namespaces_keep_a_schedule_each() -> None:
+    named = [
+        next(each for each in job["args"] if each.startswith("--name="))
+        for namespace in ("care", "trial")
+        for job in _jobs(NAMED["nightly pipeline"], namespace)[0].values()
+    ]
+    assert (
+        named[0] == named[1]
+        and named[2] == named[3]
+        and [named[0], named[2]] == ["--name=care-site-concordant", "--name=trial-site-concordant"]
+    )
 
 
 SERVICE = "http://ml-pipeline.kubeflow.svc:8888"

@@ -1,12 +1,20 @@
 """A signature holds for the bundle that was signed, by the one who signed it, and for no other."""
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
 from components.artifact import BundleError, seal
 from components.rollout import reference
 from components.signature import check, sign, sign_published
+from components.steps.publish import publish
+from features.errors import ConcordantError
+from pipelines import cluster_cli
+from pipelines.cli import app
 
 
 def _bundle(place: Path, content: bytes = b"weights") -> Path:
@@ -57,3 +65,50 @@ def test_what_is_published_is_signed_where_a_key_is_set_and_only_there(tmp_path:
     monkeypatch.setenv("CONCORDANT_SIGNING_KEY", str(tmp_path / "publisher.pem"))
     sign_published(run)
     check(run, tmp_path / "publisher.pem.pub")
+
+
+def test_a_key_that_is_set_after_a_first_run_makes_a_signed_bundle_and_the_same_key_reuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the step itself, as a laptop's run calls it: what it publishes is written by a stand-in of two files."""
+    monkeypatch.setenv("CONCORDANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CONCORDANT_SIGNING_KEY", raising=False)
+
+    def write(decision: str, features: Path, members: dict[str, Path], effects: Path, evaluation: Path, folder: Path) -> str:
+        _bundle(folder)
+        return "published"
+
+    monkeypatch.setattr("components.study.publish", write)
+    names = ("features", "ridge", "trees", "fusion", "effects", "evaluation")
+    for name in names:
+        (tmp_path / name).mkdir()
+        seal(tmp_path / name)
+
+    def published(out: str) -> list[str]:
+        given = {name: SimpleNamespace(path=str(tmp_path / name)) for name in names}
+        publish.python_func("warfarin", **given, bundle=SimpleNamespace(path=str(tmp_path / out)))
+        return sorted(path.name for path in (tmp_path / out).iterdir() if path.name.startswith("bundle"))
+
+    assert published("first") == ["bundle"]
+    for name in ("a.pem", "b.pem"):
+        sign(_bundle(tmp_path / f"of {name}"), tmp_path / name)
+        monkeypatch.setenv("CONCORDANT_SIGNING_KEY", str(tmp_path / name))
+        assert published(f"by {name}") == ["bundle", "bundle.sig"]
+        check(tmp_path / f"by {name}", tmp_path / f"{name}.pub")
+    assert "reused" not in capsys.readouterr().out
+    published("again")
+    assert "reused" in capsys.readouterr().out
+    (tmp_path / "b.pem").write_text("no key")
+    with pytest.raises(ConcordantError, match="no Ed25519 private key"):
+        published("unreadable")
+
+
+def test_the_command_says_that_a_new_key_was_made_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _bundle(tmp_path / "run")
+    told = []
+    for _ in range(2):
+        monkeypatch.setattr(cluster_cli, "console", Console(file=(printed := io.StringIO()), width=400))
+        assert CliRunner().invoke(app, ["sign", str(tmp_path / "run"), "--key", str(tmp_path / "mistyped.pem")]).exit_code == 0
+        told.append(printed.getvalue())
+    assert "a NEW key was made there" in told[0] and "mistyped.pem.pub" in told[0] and "Signed" in told[0]
+    assert "NEW" not in told[1] and "Signed" in told[1]

@@ -188,6 +188,51 @@ def test_what_the_nodes_tell_is_the_cause(place: tuple[Cluster, Callable[..., st
         work()
 
 
+def test_what_an_earlier_jobs_nodes_told_is_not_the_cause_of_a_later_failure(place: tuple[Cluster, Callable[..., str]]) -> None:
+    cluster, work = place
+
+    def fails(made: dict[str, Any]) -> None:
+        (folder_of(made) / "failed.txt").write_text("2 GPUs a node were asked for, found 0.")
+        end(made, "Failed")
+
+    cluster.runs = fails
+    with pytest.raises(ConcordantError, match="2 GPUs a node"):
+        work()
+    cluster.runs = lambda made: end(made, "Failed", "the image can't be pulled")  # its nodes never began
+    with pytest.raises(ConcordantError, match="the image can't be pulled") as told:
+        work()
+    assert "GPUs" not in str(told.value)
+
+
+def test_two_pods_of_one_order_write_it_side_by_side_and_no_part_stays(
+    place: tuple[Cluster, Callable[..., str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their pids are usually equal: here they are, and the second writes the whole order while the first copies."""
+    cluster, work = place
+    cluster.runs = trains
+    cohort, features = tmp_path / "cohort", tmp_path / "features"
+    copytree, first = shutil.copytree, iter([True])
+
+    def slowly(source: Path, target: Path, **given: Any) -> Any:
+        done = copytree(source, target, **given)
+        if next(first, False):
+            train_job._write_order(target.parent.parent / "inputs", {"by": "the second"}, cohort, features)
+        return done
+
+    monkeypatch.setattr(shutil, "copytree", slowly)
+    killed = []
+
+    def trains_beside_a_killed_step(made: dict[str, Any]) -> None:
+        assert json.loads((folder_of(made) / "inputs" / "order.json").read_text()) == {"by": "the second"}
+        assert [path.name for path in folder_of(made).iterdir()] == ["inputs"]
+        killed.append(copytree(cohort, folder_of(made) / "inputs.partdead"))
+        trains(made)
+
+    cluster.runs = trains_beside_a_killed_step
+    assert work().startswith("60 rows")
+    assert killed and not killed[0].exists() and not (killed[0].parent / "inputs").exists()
+
+
 def test_a_running_job_of_the_same_order_is_taken_up(place: tuple[Cluster, Callable[..., str]], capsys: pytest.CaptureFixture[str]) -> None:
     """A step whose pod was moved while the job ran."""
     cluster, work = place

@@ -86,6 +86,12 @@ MISTAKES = {
         ("ingest", "http://127.0.0.1:9/fhir", "--out", "x", "--server", "no.yaml"),
         "The settings no.yaml can't be read",
     ),
+    "an address that can't be read": (("submit", "warfarin", "--source", "s3://x/y", "--host", "http://[::1"), "--host must be an address"),
+    "a cluster file for this machine": (("doctor", "--config", "cpuu"), "--config belongs to --cluster"),
+    "a password in an address": (
+        ("deploy", ".", "--uri", "s3://x", "--prometheus", "http://u:p@prometheus"),
+        "--prometheus: an address with a name or password in it is not taken",
+    ),
     "no cluster": (("submit", "warfarin", "--source", "s3://x/y", "--host", "http://127.0.0.1:9"), "did not answer"),
 }
 

@@ -153,6 +153,25 @@ def test_doubles_of_a_schedule_are_put_right(here: Endpoint) -> None:
     assert "unchanged" in _schedule(here).stdout and list(here.kept["recurring"]) == [first]
 
 
+def test_another_pipelines_schedule_of_the_same_name_is_left_alone(here: Endpoint) -> None:
+    _schedule(here)
+    ((_, kept),) = here.kept["recurring"].items()
+    theirs = kept | {"recurring_run_id": "theirs", "pipeline_version_reference": {"pipeline_id": "other", "pipeline_version_id": "v"}}
+    here.kept["recurring"]["theirs"] = theirs
+    assert "replaced" in _schedule(here, "--cron", "30 1 * * *").stdout and here.kept["recurring"]["theirs"] == theirs
+    assert "1 deleted" in _schedule(here, "--delete").stdout and list(here.kept["recurring"]) == ["theirs"]
+    done = _schedule(here, "--delete")
+    assert done.exit_code == 1 and "Nothing was deleted" in str(done.exception) and list(here.kept["recurring"]) == ["theirs"]
+
+
+def test_a_schedule_that_is_not_there_is_told_and_nothing_is_made_to_look_for_it(here: Endpoint) -> None:
+    done = _schedule(here, "--delete", "--experiment", "mistyped")
+    assert done.exit_code == 1 and isinstance(done.exception, ConcordantError)
+    assert "Nothing was deleted: the experiment mistyped has no schedule nightly" in str(done.exception)
+    assert "0 deleted" in _schedule(here, "--delete", "--ignore-not-found").stdout
+    assert not any("create" in name for name in here.names()) and here.faults == []
+
+
 @pytest.mark.parametrize("cron", ["daily", "0 2 * *", "0 2 * * * * *", "0 2 * * $"])
 def test_a_wrong_cron_is_refused_before_anything_is_sent(here: Endpoint, cron: str) -> None:
     done = _schedule(here, "--cron", cron)
@@ -222,10 +241,26 @@ def test_the_token_goes_to_no_other_host() -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("host", ["http://kubeflow.example.org", "kubeflow.example.org", "https://user:word@kubeflow.example.org"])
+@pytest.mark.parametrize(
+    "host", ["http://kubeflow.example.org", "kubeflow.example.org", "http://[::1", "http://printer.local", "http://cluster.local"]
+)
 def test_a_token_is_not_sent_in_the_open_nor_to_an_address_that_is_none(host: str) -> None:
     with pytest.raises(KubeflowError):
         Kubeflow(host=host, token=TOKEN)
+
+
+@pytest.mark.parametrize("host", ["https://user:secret@kubeflow.example.org", "https://user:secret@[::1"])
+def test_a_password_in_the_address_is_refused_and_not_printed(host: str) -> None:
+    with pytest.raises(KubeflowError, match="with a name or password") as told:
+        Kubeflow(host=host)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["ml-pipeline.kubeflow.svc:8888", "ml-pipeline.kubeflow.svc.cluster.local:8888", "[::1]:8888", "localhost"]
+)
+def test_a_token_goes_unencrypted_only_inside_the_cluster_and_this_machine(name: str) -> None:
+    assert Kubeflow(host=f"http://{name}", token=TOKEN).token == TOKEN
 
 
 def test_a_plan_in_five_fields_starts_at_second_nought() -> None:
@@ -258,3 +293,11 @@ def test_a_folder_of_this_machine_is_refused_unless_the_cluster_mounts_it(here: 
     assert "can't read the folder 'exports/today'" in str(done.exception) and here.asked == []
     (tmp_path / "c.yaml").write_text("workspace: {claim: c}", encoding="utf-8")
     assert _told(*given, "--source", "/workspace/exports", "--config", str(tmp_path / "c.yaml")).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["submit", "schedule"])
+def test_the_help_offers_only_sources_that_a_cluster_takes(command: str) -> None:
+    from typer.main import get_command
+
+    (source,) = (each for each in get_command(app).commands[command].params if each.name == "source")  # type: ignore[attr-defined]
+    assert "s3://" in source.help and "server" not in source.help

@@ -266,3 +266,9 @@ def test_compile_takes_a_shipped_name_or_a_path(tmp_path: Path) -> None:
     assert "activeDeadlineSeconds: '77'" in (tmp_path / "treatment.yaml").read_text("utf-8")
     told = concordant("compile", "--config", "tpu", cwd=tmp_path, check=False)
     assert told.returncode == 1 and "Shipped: cpu, gpu, multi_node, sharded." in told.stderr
+
+
+def test_a_cluster_file_in_another_encoding_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_bytes("service_account: caf\u00e9".encode("latin-1"))
+    with pytest.raises(placement.PlacementError, match=r"^site\.yaml: byte 21 is not UTF-8\."):
+        placement.read(str(tmp_path / "site.yaml"))
