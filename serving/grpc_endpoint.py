@@ -117,8 +117,9 @@ def _texts(request: Any, column: str) -> list[str]:
 
 def _unpacked(raw: bytes) -> list[bytes]:
     """Strings with their lengths in front, four bytes each, little end first, as the protocol packs them. Raises BadRequest."""
-    found, at = [], 0
-    while at < len(raw):
+    found: list[bytes] = []
+    at = 0
+    while at < len(raw) and len(found) <= MOST_ASKED:  # one too many is refused, however many more there are
         end = at + 4 + (struct.unpack_from("<I", raw, at)[0] if at + 4 <= len(raw) else len(raw))
         if end > len(raw):
             raise BadRequest("raw contents: strings with their lengths in front.")
@@ -133,7 +134,7 @@ def _host(peer: str) -> str:
 
 
 async def serve(endpoint: Endpoint, limits_bytes: int, host: str, port: int) -> None:
-    """On one address until cancelled; what is being answered then is finished."""
+    """On one address until cancelled; what is being answered then is finished. Raises RuntimeError where the address can't be had."""
     options = [
         ("grpc.max_receive_message_length", limits_bytes),
         ("grpc.max_metadata_size", 16_384),
@@ -143,7 +144,7 @@ async def serve(endpoint: Endpoint, limits_bytes: int, host: str, port: int) -> 
     ]
     server = grpc.aio.server(options=options)
     stubs.add_GRPCInferenceServiceServicer_to_server(endpoint, server)
-    server.add_insecure_port(f"{host}:{port}")
+    server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     await server.start()
     try:
         await server.wait_for_termination()

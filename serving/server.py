@@ -88,7 +88,10 @@ def serve(
     beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     after: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
-    """Serve until a signal ends it. `wait_s`: between "not ready" and the closing of the listener; `beside` runs along, `after` last."""
+    """Serve until a signal ends it. `wait_s`: between "not ready" and the closing of the listener; `beside` runs along, `after` last.
+
+    What fails beside ends the server, and is raised: a process that does half of its work does not look well.
+    """
     quiet_logs()
     trace()
     allow_many()
@@ -101,14 +104,19 @@ def serve(
         await readiness.look()
         gc.freeze()  # what was loaded stays: the collector need not look at it again in the middle of a request
         tasks = [asyncio.create_task(work()) for work in (readiness.watch, *beside)]
+        for task in tasks:
+            task.add_done_callback(lambda done: None if done.cancelled() or done.exception() is None else server.stop())
         try:
             await server._serve()  # without uvicorn's own signal handlers
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
             if after is not None:
                 await after()
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
 
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(main())

@@ -6,11 +6,13 @@ In KServe's Standard mode traffic is split in front of the transformer only; beh
 import asyncio
 import hashlib
 import logging
+from collections.abc import Sequence
 
 import orjson
 
 from serving.guard import Unavailable
 from serving.monitor import Metrics
+from serving.transformer import usable
 from serving.upstream import Upstream
 
 WAITING = 16  # shadow questions at a time; more are left out
@@ -20,19 +22,20 @@ _log = logging.getLogger("concordant.split")
 class Split(Upstream):
     """Asks the champion, or the canary for `percent` of the questions; with 0 percent the canary is a shadow.
 
-    The same row goes to the same model. Where the canary gives no answer the champion is asked, so that nobody waits for a model on trial.
+    The same patients go to the same model, as their records grow. Where the canary gives no answer, or none that can be passed on, the
+    champion is asked, so that nobody waits for a model on trial.
     """
 
     def __init__(self, champion: str, canary: str, percent: int, metrics: Metrics) -> None:
         super().__init__(champion)
-        self._canary, self._percent, self._metrics = Upstream(canary), percent, metrics
+        self._canary, self._percent, self._metrics = Upstream(canary, usable if percent else None), percent, metrics
         self._shadows: set[asyncio.Task[None]] = set()
 
-    async def ask(self, path: str, body: bytes, request_id: str) -> bytes:
+    async def ask(self, path: str, body: bytes, request_id: str, whom: Sequence[str] = ()) -> bytes:
         """As one predictor. Raises Unavailable where the champion gives no answer."""
-        if self._percent and _bucket(body) < self._percent:
+        if self._percent and _bucket(whom) < self._percent:
             try:
-                return await self._canary.ask(path, body, request_id)
+                return await self._canary.ask(path, body, request_id, whom)
             except Unavailable:
                 _log.warning("the canary gave no answer, the champion is asked", extra={"request": request_id})
         told = await super().ask(path, body, request_id)
@@ -59,7 +62,7 @@ class Split(Upstream):
     async def _compared(self, path: str, body: bytes, request_id: str, told: bytes) -> None:
         try:
             other = await self._canary.ask(path, body, request_id)
-            pairs = zip(_choices(told), _choices(other), strict=True)
+            pairs = list(zip(_choices(told), _choices(other), strict=True))
         except (Unavailable, ValueError, KeyError, TypeError):
             self._metrics.shadow.labels("no answer").inc()
             return
@@ -67,9 +70,9 @@ class Split(Upstream):
             self._metrics.shadow.labels("same" if mine == its else "different").inc()
 
 
-def _bucket(body: bytes) -> int:
-    """0 to 99, the same for the same row."""
-    return int.from_bytes(hashlib.sha256(body).digest()[:8], "big") % 100
+def _bucket(whom: Sequence[str]) -> int:
+    """0 to 99, the same for the same patients whatever is known of them."""
+    return int.from_bytes(hashlib.sha256("\n".join(whom).encode()).digest()[:8], "big") % 100
 
 
 def _choices(told: bytes) -> list[tuple[str | None, str | None]]:

@@ -38,6 +38,16 @@ class Explanations(BaseModel):
 _ANSWERS, _EXPLANATIONS = TypeAdapter(Answers), TypeAdapter(Explanations)
 
 
+def usable(path: str, raw: bytes, patients: int) -> bool:
+    """Whether a predictor's answer can be passed on: well formed, one answer or explanation a patient."""
+    try:
+        if path.endswith(":explain"):
+            return len(_EXPLANATIONS.validate_json(raw).explanations) == patients
+        return len(_ANSWERS.validate_json(raw).predictions) == patients
+    except ValidationError:
+        return False
+
+
 class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
     """Reads the feature store in process, or an inline Bundle, and asks the predictor."""
 
@@ -103,11 +113,7 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
     async def explain_all(self, queries: Sequence[PatientQuery], reader: Reader, request_id: str) -> bytes:
         """Contributions to the answers for some patients, as JSON."""
         raw = await self._asked("explain", queries, reader, request_id)
-        try:
-            found = _EXPLANATIONS.validate_json(raw).explanations
-        except ValidationError:
-            found = []
-        if len(found) != len(queries):
+        if not usable(":explain", raw, len(queries)):
             raise Unavailable("MODEL_UNAVAILABLE", "The predictor's answer is not one that can be passed on.")
         return raw
 
@@ -119,7 +125,7 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
                     whom, rows = await self._rows(queries)
                 body = b'{"instances":[' + b",".join(row.model_dump_json().encode() for row in rows) + b"]}"
                 with span("predictor"):
-                    raw = await self.upstream.ask(f"/v1/models/{self.name}:{verb}", body, request_id)
+                    raw = await self.upstream.ask(f"/v1/models/{self.name}:{verb}", body, request_id, whom)
             outcome = "0"
             return raw
         except Refusal as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,19 +37,22 @@ class Breaker:
 
 
 class Upstream:
-    """A connection pool to one predictor. `host`: HOST:PORT. Must be made on the event loop that uses it."""
+    """A connection pool to one predictor. `host`: HOST:PORT. Must be made on the event loop that uses it.
 
-    def __init__(self, host: str) -> None:
+    `usable`: of path, answer and number of patients, whether the answer can be passed on; one that can't counts as none.
+    """
+
+    def __init__(self, host: str, usable: Callable[[str, bytes, int], bool] | None = None) -> None:
         import aiohttp
 
-        self._aiohttp = aiohttp
+        self._aiohttp, self._usable = aiohttp, usable
         self._base = host if "://" in host else f"http://{host}"
         self.breaker = Breaker()
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)  # shorter than the predictor keeps an idle connection
         self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
 
-    async def ask(self, path: str, body: bytes, request_id: str) -> bytes:
-        """The predictor's answer. Raises Unavailable; a predictor that sheds (429, 503) is passed on with its own status."""
+    async def ask(self, path: str, body: bytes, request_id: str, whom: Sequence[str] = ()) -> bytes:
+        """The predictor's answer about `whom` (pseudonyms). Raises Unavailable; 429 and 503 are passed on with their own status."""
         if not self.breaker.closed():
             raise _down(int(OPEN_S))
         try:
@@ -57,8 +61,9 @@ class Upstream:
         except (self._aiohttp.ClientError, TimeoutError, OSError, ValueError):
             self.breaker.tell(well=False)
             raise _down() from None
-        self.breaker.tell(well=status < 500 or status == 503)
-        if status == 200:
+        fits = status != 200 or self._usable is None or self._usable(path, told, len(whom))
+        self.breaker.tell(well=fits and (status < 500 or status == 503))
+        if status == 200 and fits:
             return told
         if status in (429, 503):
             raise Unavailable("OVERLOADED", "The predictor has too much to do. Ask again.", status=status, retry_after=after)

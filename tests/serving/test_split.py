@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from answers import ANSWER
 
 from serving.guard import Unavailable
 from serving.monitor import Metrics
 from serving.split import WAITING, Split
+from serving.upstream import FAILURES
 
 PATH = "/v1/models/m:predict"
 Answer = Callable[[web.Request], Awaitable[web.Response]]
@@ -21,7 +23,7 @@ def says(name: str | None, seen: Counter[str], abstained: str | None = None) -> 
     async def answer(request: web.Request) -> web.Response:
         await request.read()
         seen[str(name)] += 1
-        return web.json_response({"predictions": [{"recommended": name, "abstained": abstained}]})
+        return web.json_response({"predictions": [ANSWER.model_dump(mode="json") | {"recommended": name, "abstained": abstained}]})
 
     return answer
 
@@ -68,11 +70,11 @@ def _body(n: int) -> bytes:
     return json.dumps({"instances": [{"row": n}]}).encode()
 
 
-def test_a_canary_gets_its_share_and_the_same_row_always_the_same_model() -> None:
+def test_a_canary_gets_its_share_and_the_same_patient_always_the_same_model() -> None:
     seen: Counter[str] = Counter()
 
     async def work(split: Split) -> list[bytes]:
-        return [await split.ask(PATH, _body(n % 400), "r") for n in range(800)]
+        return [await split.ask(PATH, _body(n), "r", [str(n % 400)]) for n in range(800)]
 
     told, metrics = _asked(25, says("old", seen), says("new", seen), work)
     assert told[:400] == told[400:] and 140 < seen["new"] < 260 and seen["old"] + seen["new"] == 800
@@ -83,10 +85,34 @@ def test_where_the_canary_is_down_the_champion_answers() -> None:
     seen: Counter[str] = Counter()
 
     async def work(split: Split) -> list[bytes]:
-        return [await split.ask(PATH, _body(n), "r") for n in range(30)]
+        return [await split.ask(PATH, _body(n), "r", [str(n)]) for n in range(30)]
 
     told, _ = _asked(100, says("old", seen), None, work)
     assert all(b"old" in each for each in told) and seen["old"] == 30
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b'{"predictions": [{"recommended": "new"}]}',
+        b'{"predictions": []}',
+        json.dumps({"predictions": [ANSWER.model_dump(mode="json")] * 2}).encode(),
+    ],
+)
+def test_where_the_canary_answers_what_can_not_be_passed_on_the_champion_answers_and_the_canary_is_soon_left_alone(text: bytes) -> None:
+    seen: Counter[str] = Counter()
+
+    async def broken(request: web.Request) -> web.Response:
+        await request.read()
+        seen["broken"] += 1
+        return web.Response(body=text, content_type="application/json")
+
+    async def work(split: Split) -> list[bytes]:
+        return [await split.ask(PATH, _body(n), "r", [str(n)]) for n in range(30)]
+
+    told, _ = _asked(100, says("old", seen), broken, work)
+    assert all(b'"old"' in each for each in told) and seen == {"old": 30, "broken": FAILURES}
 
 
 def test_where_the_champion_is_down_nothing_is_made_up() -> None:
@@ -116,6 +142,17 @@ def test_a_shadow_is_compared_and_its_answer_is_never_given(shadow: Answer | Non
     told, metrics = _asked(0, says("old", Counter()), shadow, work)
     assert all(json.loads(each)["predictions"][0]["recommended"] == "old" for each in told)
     assert _shadowed(metrics) == {result: 5}
+
+
+def test_a_shadow_that_answers_for_another_number_of_patients_gives_no_answer() -> None:
+    async def more(_: web.Request) -> web.Response:
+        return web.json_response({"predictions": [{"recommended": "old", "abstained": None}] * 2})
+
+    async def work(split: Split) -> bytes:
+        return await split.ask(PATH, _body(1), "r")
+
+    _, metrics = _asked(0, says("old", Counter()), more, work)
+    assert _shadowed(metrics) == {"no answer": 1}
 
 
 def test_a_slow_shadow_holds_nobody_up_and_its_questions_are_bounded() -> None:
