@@ -127,3 +127,14 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> WholeRun:
     done = concordant(*told, cwd=place)
     (folder,) = (place / "ws" / "runs").iterdir()
     return WholeRun(workspace=place / "ws", folder=folder, source=source, printed=done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Layers as small as the tests' are slower on two threads, much so where the cores are shared, and what is forked must have one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

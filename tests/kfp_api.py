@@ -9,16 +9,15 @@ import inspect
 import itertools
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import kfp_server_api as published
+from loopback import Json, listening
 
 Body = dict[str, Any]
 PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": dict, "datetime": str}
@@ -212,26 +211,13 @@ def tasks(state: str, **states: str) -> Body:
     return {"state": state, "run_details": {"task_details": [*drivers, *told]}}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Json):
     endpoint: Endpoint
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
-        pass
+    do_GET = do_POST = do_DELETE = do_PATCH = do_PUT = Json.answer
 
-    def _any(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        status, told = self._judge(self.rfile.read(length))
-        raw = json.dumps(told).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    do_GET = do_POST = do_DELETE = do_PATCH = do_PUT = _any
-
-    def _judge(self, raw: bytes) -> tuple[int, Body]:
+    def judge(self, raw: bytes) -> tuple[int, Body]:
         address = urlsplit(self.path)
         if self.endpoint.token and self.headers.get("Authorization") != f"Bearer {self.endpoint.token}":
             return 401, {"message": "who is there?"}
@@ -269,13 +255,5 @@ def endpoint(token: str | None = None) -> Iterator[Endpoint]:
     """A server on a free port of 127.0.0.1."""
     warm()
     made = Endpoint(token=token)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"endpoint": made}))
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"endpoint": made})) as made.url:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -6,17 +6,16 @@ Every request is held against the API: paths, query parameters, content type, an
 
 import copy
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import cluster_schemas
 import yaml
+from loopback import Json, listening
 
 Object = dict[str, Any]
 APPLY = {"fieldManager", "force", "fieldValidation", "dryRun"}
@@ -100,26 +99,13 @@ def _merge(found: Object, asked: Object) -> None:
             found[name] = copy.deepcopy(each)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Json):
     server_of_test: Server
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: Any) -> None:
-        pass
+    do_GET = do_PATCH = do_POST = do_PUT = do_DELETE = Json.answer
 
-    def _any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, told = self._judge(body)
-        raw = json.dumps(told).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    do_GET = do_PATCH = do_POST = do_PUT = do_DELETE = _any
-
-    def _judge(self, raw: bytes) -> tuple[int, Object]:
+    def judge(self, raw: bytes) -> tuple[int, Object]:
         here, address = self.server_of_test, urlsplit(self.path)
         query = dict(parse_qsl(address.query))
         here.asked.append((self.command, address.path))
@@ -180,13 +166,5 @@ def definitions(*, canary: bool) -> Object:
 def serving(customs: cluster_schemas.Customs) -> Iterator[Server]:
     """A server on a free port of 127.0.0.1."""
     made = Server(customs=customs)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of_test": made}))
-    made.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"server_of_test": made})) as made.url:
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from loopback import Json, listening
 
 from components import decision as decisions
 from components.artifact import seal
@@ -95,34 +96,18 @@ class Cluster:
     def __enter__(self) -> "Cluster":
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                status, body = outer.answer(self.command, self.path.partition("?")[0], json.loads(self.rfile.read(length) or "null"))
-                told = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(told)))
-                self.end_headers()
-                self.wfile.write(told)
+        class Handler(Json):
+            do_GET = do_POST = do_DELETE = Json.answer
 
-            do_GET = do_POST = do_DELETE = answer
+            def judge(self, raw: bytes) -> tuple[int, Any]:
+                return outer.answer(self.command, self.path.partition("?")[0], json.loads(raw or "null"))
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self._open = ExitStack()
+        self.url = self._open.enter_context(listening(Handler))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        self._open.close()
 
     def kubeconfig(self, path: Path) -> Path:
         """A person's way in."""

@@ -7,6 +7,7 @@ import pytest
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback import Quiet, listening
 
 from components.canary import Figures, Limits, Watch, agreement, figures, judge
 from features.errors import ConcordantError
@@ -93,34 +94,21 @@ def test_metrics_that_cant_be_had_are_an_error_not_a_good_sign() -> None:
 
 
 def test_prometheus_is_asked_for_the_pods_of_each() -> None:
-    import http.server
     import json
-    import threading
     from urllib.parse import parse_qs, urlsplit
 
     asked: list[str] = []
 
-    class Prometheus(http.server.BaseHTTPRequestHandler):
+    class Prometheus(Quiet):
         def do_GET(self) -> None:
             address = urlsplit(self.path)
             asked.append(parse_qs(address.query)["query"][0])
             metric = {"__name__": "concordant_requests_total", "pod": "x", "route": "/v1/models/x:predict", "status": "200"}
             value: Any = {"status": "success", "data": {"resultType": "vector", "result": [{"metric": metric, "value": [1.0, "41"]}]}}
-            raw = json.dumps(value if address.path == "/api/v1/query" else {}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+            self.say(200, json.dumps(value if address.path == "/api/v1/query" else {}).encode())
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Prometheus)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    champion, canary = Watch(champion="c-predictor-.*", canary="c-x-.*", prometheus=address, namespace="care").look()
+    with listening(Prometheus) as address:
+        champion, canary = Watch(champion="c-predictor-.*", canary="c-x-.*", prometheus=address, namespace="care").look()
     assert all(query.endswith(',namespace="care"}') for query in asked)  # another release of the same name is not ours
-    server.shutdown()
-    server.server_close()
     assert champion.requests == canary.requests == 41
     assert 'pod=~"c-predictor-.*"' in asked[0] and 'pod=~"c-x-.*"' in asked[1] and "concordant_requests_total" in asked[0]

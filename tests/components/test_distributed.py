@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,10 @@ from components.models import fusion_training
 from components.models.fusion import Fusion, Settings
 from features.errors import ConcordantError
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TRAINING, _ = world()
 LONG = Settings(epochs=12)
 FORK = multiprocessing.get_context("fork")  # starts in no time: torch and Lightning are imported here
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small are slower on two threads, and what is forked must have one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def start(work: Callable[[int], None], processes: int = 2) -> list[Any]:

@@ -1,6 +1,5 @@
 """The multimodal network: members that never learn from their own fold, every subset of modalities answered, the same bytes twice."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +12,9 @@ from components.models import fusion, fusion_training
 from components.models.fusion import Fusion, Settings
 from components.tensors import FOLDS, Scaler
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 QUICK = Settings(epochs=3)
-
-
 TRAINING, TRUTH_NK = world()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small are slower on two threads, much so where the cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from cluster_schemas import Customs, read
 from helm_cli import render
 from kubernetes_api import Server, definitions, kserve, serving
+from loopback import Quiet, listening
 from prometheus_client import start_http_server
 
 from components import rollout
@@ -207,30 +207,18 @@ def test_the_command_verifies_signs_deploys_and_tells_no_token(server: Server, t
 
 
 def test_credentials_go_to_no_other_host(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import http.server
+    seen: list[str] = []
 
-    seen: list[str | None] = []
-
-    class Elsewhere(http.server.BaseHTTPRequestHandler):
+    class Elsewhere(Quiet):
         def do_GET(self) -> None:
             seen.append(self.path)
-            self.send_response(302)
-            self.send_header("Location", f"{server.url}/stolen")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.say(302, Location=f"{server.url}/stolen")
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    first = http.server.HTTPServer(("127.0.0.1", 0), Elsewhere)
-    threading.Thread(target=first.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     (tmp_path / "other").mkdir()
-    there = Server(customs={}, url=f"http://127.0.0.1:{first.server_port}")
-    monkeypatch.setenv("KUBECONFIG", str(there.kubeconfig(tmp_path / "other")))
-    with pytest.raises(ClusterError, match="did not answer"):
-        rollout.read(Cluster(), "care", "site-concordant")
-    first.shutdown()
-    first.server_close()
+    with listening(Elsewhere) as url:
+        monkeypatch.setenv("KUBECONFIG", str(Server(customs={}, url=url).kubeconfig(tmp_path / "other")))
+        with pytest.raises(ClusterError, match="did not answer"):
+            rollout.read(Cluster(), "care", "site-concordant")
     assert seen and server.asked == []
 
 
@@ -337,7 +325,7 @@ def test_whatever_ends_a_rollout_the_champion_serves_again(server: Server, mode:
     with pytest.raises(SystemExit):
         deploy(service, NEW, SOON, None, taken_away)
     assert _spec(server) == before
-    with _page("<html>Log in</html>") as page, pytest.raises(RolloutError, match="are not our metrics"):
+    with listening(_LogIn) as page, pytest.raises(RolloutError, match="are not our metrics"):
         deploy(service, NEW, SOON, Watch(champion=page, canary=page), lambda _: None)
     assert _spec(server) == before
 
@@ -358,28 +346,9 @@ def test_a_cluster_that_is_away_while_rolling_back_is_asked_again(server: Server
         deploy(service, NEW, replace(SOON, back_s=0.0), watch, away)
 
 
-@contextmanager
-def _page(text: str) -> Iterator[str]:
-    """A server that answers everything with one page."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{made.server_port}/metrics"
-    finally:
-        made.shutdown()
-        made.server_close()
-        thread.join()
+class _LogIn(Quiet):
+    def do_GET(self) -> None:
+        self.say(200, b"<html>Log in</html>")
 
 
 def test_the_pods_of_champion_and_canary_are_told_apart(server: Server) -> None:
@@ -412,7 +381,7 @@ def test_a_reference_is_of_a_whole_bundle_and_of_a_place_that_a_cluster_reads(tm
     found = rollout.reference(tmp_path / "run", "s3://models/x")
     assert found.digest.startswith(f"sha256:{version}") and len(found.digest) == 71
     with pytest.raises(RolloutError, match="--uri must begin with"):
-        rollout.reference(bundle, "/tmp/x")
+        rollout.reference(bundle, str(tmp_path / "x"))
     (bundle / "weights").write_bytes(b"2")
     with pytest.raises(BundleError, match="altered"):
         rollout.reference(bundle, "s3://models/x")

@@ -176,14 +176,16 @@ def test_a_failed_job_fails_the_step_with_its_cause_and_a_second_try_goes_on_in_
     assert folder_of(cluster.made[0]) == folder_of(cluster.made[1])
 
 
+def found_no_gpus(made: dict[str, Any]) -> None:
+    """The first node says why it can't begin, and the job fails."""
+    (folder_of(made) / "failed.txt").write_text("2 GPUs a node were asked for, found 0.")
+    end(made, "Failed")
+
+
 def test_what_the_nodes_tell_is_the_cause(place: tuple[Cluster, Callable[..., str]]) -> None:
     cluster, work = place
 
-    def fails(made: dict[str, Any]) -> None:
-        (folder_of(made) / "failed.txt").write_text("2 GPUs a node were asked for, found 0.")
-        end(made, "Failed")
-
-    cluster.runs = fails
+    cluster.runs = found_no_gpus
     with pytest.raises(ConcordantError, match="2 GPUs a node were asked for"):
         work()
 
@@ -191,11 +193,7 @@ def test_what_the_nodes_tell_is_the_cause(place: tuple[Cluster, Callable[..., st
 def test_what_an_earlier_jobs_nodes_told_is_not_the_cause_of_a_later_failure(place: tuple[Cluster, Callable[..., str]]) -> None:
     cluster, work = place
 
-    def fails(made: dict[str, Any]) -> None:
-        (folder_of(made) / "failed.txt").write_text("2 GPUs a node were asked for, found 0.")
-        end(made, "Failed")
-
-    cluster.runs = fails
+    cluster.runs = found_no_gpus
     with pytest.raises(ConcordantError, match="2 GPUs a node"):
         work()
     cluster.runs = lambda made: end(made, "Failed", "the image can't be pulled")  # its nodes never began

@@ -3,15 +3,14 @@
 import http.client
 import io
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import kfp_server_api
 import pytest
 from kfp_api import Endpoint, endpoint, tasks
+from loopback import Quiet, listening
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -214,30 +213,17 @@ def test_the_token_is_not_printed_and_a_wrong_one_is_told(here: Endpoint, monkey
 def test_the_token_goes_to_no_other_host() -> None:
     seen: list[str | None] = []
 
-    class Elsewhere(BaseHTTPRequestHandler):
+    class Elsewhere(Quiet):
         def do_GET(self) -> None:
             seen.append(self.headers.get("Authorization"))
-            self.send_response(200)
-            self.end_headers()
+            self.say(200)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Redirecting(Elsewhere):
+    class Redirecting(Quiet):
         def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", f"http://127.0.0.1:{elsewhere.server_port}/login")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.say(302, Location=f"{elsewhere}/login")
 
-    elsewhere, first = HTTPServer(("127.0.0.1", 0), Elsewhere), HTTPServer(("127.0.0.1", 0), Redirecting)
-    threads = [threading.Thread(target=each.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True) for each in (elsewhere, first)]
-    [each.start() for each in threads]  # type: ignore[func-returns-value]
-    with pytest.raises(KubeflowError, match="did not answer"):
-        Kubeflow(host=f"http://127.0.0.1:{first.server_port}", token=TOKEN).experiment("x")
-    for server in (elsewhere, first):
-        server.shutdown()
-        server.server_close()
+    with listening(Elsewhere) as elsewhere, listening(Redirecting) as first, pytest.raises(KubeflowError, match="did not answer"):
+        Kubeflow(host=first, token=TOKEN).experiment("x")
     assert seen == []
 
 

@@ -5,11 +5,10 @@ import json
 import logging
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from conftest import CANARY
+from loopback import Quiet, listening
 from prometheus_client import generate_latest
 
 from serving.monitor import JsonLines, Metrics, span
@@ -81,19 +80,12 @@ def test_spans_go_to_the_collector_that_is_named_and_hold_no_text_of_an_exceptio
     """The real SDK and exporter, to a collector on loopback; in a process of its own, for the SDK's provider is set once."""
     sent: list[bytes] = []
 
-    class Collector(BaseHTTPRequestHandler):
+    class Collector(Quiet):
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers["content-length"]))
             sent.append(gzip.decompress(raw) if self.headers.get("content-encoding") == "gzip" else raw)
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
+            self.say(200)
 
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     asks = f"""
 from opentelemetry.trace import get_tracer_provider
 from serving.monitor import span, trace
@@ -105,9 +97,9 @@ except ValueError:
     pass
 get_tracer_provider().shutdown()
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", asks], check=True, timeout=120)
-    server.shutdown()
-    server.server_close()
+    with listening(Collector) as url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        subprocess.run([sys.executable, "-W", "ignore", "-c", asks], check=True, timeout=120)
     told = b"".join(sent)
     assert b"predict" in told and b"rows" in told and b"0123" in told
     assert CANARY.encode() not in told
