@@ -209,6 +209,11 @@ def manifest_sha256(folder: Path) -> str:
     return f"sha256:{_sha256(folder / 'manifest.json')}"
 
 
+def bundle_in(folder: Path) -> Path:
+    """The bundle of a run's folder, or the folder itself where it is one."""
+    return folder / "bundle" if (folder / "bundle").is_dir() else folder
+
+
 def file_digest(path: str) -> str:
     """Digest of a file, "" where none is named."""
     return _sha256(Path(path)) if path else ""

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from components import decision as decisions
-from components.artifact import BundleError, seal, verify
+from components.artifact import BundleError, bundle_in, seal, verify
 from components.decision import Decision
 from components.effects import Blend, Effects
 from components.models.fusion import Fusion
@@ -168,7 +168,7 @@ def write(folder: Path, decision_text: str, models: dict[str, Path], blend: Blen
 
 def load(folder: Path) -> Bundle:
     """Verify a bundle, load it, and check that it gives the numbers it gave when it was made. Raises BundleError."""
-    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    folder = bundle_in(folder)
     version = verify(folder)
     told = json.loads((folder / "features.json").read_text(encoding="utf-8"))
     if told["format"] != FORMAT:

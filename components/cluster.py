@@ -18,6 +18,10 @@ class ClusterError(ConcordantError):
     """The API server refuses or does not answer."""
 
 
+class Forbidden(ClusterError):
+    """This account may not do what was asked."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """`context` of the kubeconfig; None takes the current one, or the pod's own account where there is no kubeconfig."""
@@ -25,7 +29,8 @@ class Cluster:
     context: str | None = None
 
     @cached_property
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """The official client's ApiClient. Raises ClusterError where no cluster is set up."""
         from kubernetes import client, config
         from urllib3 import Retry
 
@@ -46,7 +51,7 @@ class Cluster:
     @property
     def address(self) -> str:
         """Of the API server."""
-        return str(self._client.configuration.host)
+        return str(self.client.configuration.host)
 
     def get(self, path: str, *, bare: bool = False) -> Object | None:
         """What lies at a path; None where there is nothing. `bare`: its metadata only, so no value of a secret. Raises ClusterError."""
@@ -68,16 +73,15 @@ class Cluster:
         headers = {"Accept": wanted, "Content-Type": kind}
         given = quote(path) + (f"?{urlencode(query)}" if query else "")
         try:
-            answer = self._client.call_api(
+            answer = self.client.call_api(
                 given, method, header_params=headers, body=body, auth_settings=["BearerToken"], _preload_content=False, _request_timeout=30
             )[0]
             return json.loads(answer.data)
         except ApiException as error:
             if error.status == 404:
                 return None
-            raise ClusterError(
-                f"The cluster refused to {'apply' if body else 'show'} {path} ({error.status}): {_reason(error.body)}"
-            ) from None
+            kind_of = Forbidden if error.status == 403 else ClusterError
+            raise kind_of(f"The cluster refused to {'apply' if body else 'show'} {path} ({error.status}): {_reason(error.body)}") from None
         except ConcordantError:
             raise
         except Exception as error:

@@ -1,7 +1,8 @@
 """What a rule set asks, worked out once: each question that many rules share as one object, each condition as a function of its answers.
 
 The language and its logic are those of `rules.py` (`truth` is the plain form of `verdict`); here is only what makes them quick to ask of
-one patient after another. Nothing of a patient is kept, and a plan belongs to one rule set.
+one patient after another. A plan belongs to one rule set and keeps no value of a patient: what stays, by case, is which rules apply to
+which drugs on which day.
 """
 
 from collections.abc import Callable, Iterable

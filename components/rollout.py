@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from components.artifact import manifest_sha256, verify
+from components.artifact import bundle_in, manifest_sha256, verify
 from components.canary import Limits, Watch, judge
 from components.cluster import Cluster, Object
 from components.signature import check
@@ -120,7 +120,7 @@ class Service:
 
 def reference(bundle: Path, uri: str, public_key: Path | None = None) -> Reference:
     """A verified bundle's reference. Raises BundleError where a file was altered, or `public_key` has not signed it."""
-    folder = bundle / "bundle" if (bundle / "bundle").is_dir() else bundle
+    folder = bundle_in(bundle)
     verify(folder)
     if public_key:
         check(folder, public_key)

@@ -5,6 +5,7 @@ Axis suffixes: N rows.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -42,7 +43,7 @@ def build(decision: Decision, table: Path, shard: int, shards: int, folder: Path
 
 def join_cohorts(decision: Decision, pieces: Sequence[Path], folder: Path) -> Cohort:
     """The cohort of all shards, in the order of the source. Raises EmptyCohort."""
-    order_N = _order(pieces, "cohort")
+    order_N = np.argsort(np.concatenate([_beside(piece)["cohort"] for piece in pieces]))
     parts = [Cohort.read(piece) for piece in pieces]
     flow = tuple((step, sum(part.flow[n][1] for part in parts)) for n, (step, _) in enumerate(parts[0].flow))
     cohort = Cohort(
@@ -60,16 +61,18 @@ def join_cohorts(decision: Decision, pieces: Sequence[Path], folder: Path) -> Co
 
 def join_features(pieces: Sequence[Path], folder: Path) -> tuple[Rows, Rows]:
     """Training and serving rows of all shards, in the order of the source."""
-    training, serving = (_rows(pieces, name, of) for name, of in (("training", "cohort"), ("serving", "all")))
+    beside = [_beside(piece) for piece in pieces]
+    cohort_N, all_N = (np.argsort(np.concatenate([each[name] for each in beside])) for name in ("cohort", "all"))
+    training, serving = _rows(pieces, "training", cohort_N), _rows(pieces, "serving", all_N)
     training.write(folder / "training.parquet")
     serving.write(folder / "serving.parquet")
-    extra_NF = np.concatenate([load_file(piece / "extra.safetensors")["extra_NF"] for piece in pieces])[_order(pieces, "cohort")]
+    extra_NF = np.concatenate([each["extra_NF"] for each in beside])[cohort_N]
     save_file({"extra_NF": np.ascontiguousarray(extra_NF)}, folder / "extra.safetensors")
     return training, serving
 
 
-def _rows(pieces: Sequence[Path], name: str, of: str) -> Rows:
-    order_N, parts = _order(pieces, of), [Rows.read(piece / f"{name}.parquet") for piece in pieces]
+def _rows(pieces: Sequence[Path], name: str, order_N: Ints) -> Rows:
+    parts = [Rows.read(piece / f"{name}.parquet") for piece in pieces]
     return Rows(
         patient_ids=_taken([part.patient_ids for part in parts], order_N),
         time_N=np.concatenate([part.time_N for part in parts])[order_N],
@@ -80,8 +83,9 @@ def _rows(pieces: Sequence[Path], name: str, of: str) -> Rows:
     )
 
 
-def _order(pieces: Sequence[Path], of: str) -> Ints:
-    return np.argsort(np.concatenate([load_file(piece / "extra.safetensors")[of] for piece in pieces]))
+def _beside(piece: Path) -> dict[str, Any]:
+    """What lies beside a piece's rows: the extra columns, and the ordinals of its patients in the source."""
+    return load_file(piece / "extra.safetensors")
 
 
 def _taken(columns: Sequence[tuple[str, ...]], order_N: Ints) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.artifact import BundleError, verify
+from components.artifact import BundleError, bundle_in, verify
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,7 +19,7 @@ SIGNING_FILE = Path("/var/run/secrets/concordant-signing/signing.key")
 
 def sign(bundle: Path, key: Path) -> Path:
     """Sign a verified bundle; returns the file of the signature. A key is made where there is none, its public half at `KEY.pub`."""
-    folder = _folder(bundle)
+    folder = bundle_in(bundle)
     verify(folder)
     if not key.exists():
         _make(key)
@@ -54,7 +54,7 @@ def check(bundle: Path, public_key: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    folder = _folder(bundle)
+    folder = bundle_in(bundle)
     try:
         public = serialization.load_pem_public_key(public_key.read_bytes())
     except (ValueError, TypeError):
@@ -84,10 +84,6 @@ def _private(key: Path) -> "Ed25519PrivateKey | None":
     except (ValueError, TypeError):
         return None
     return private if isinstance(private, Ed25519PrivateKey) else None
-
-
-def _folder(bundle: Path) -> Path:
-    return bundle / "bundle" if (bundle / "bundle").is_dir() else bundle
 
 
 def _signature(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.artifact import code_digest, manifest_digest, verify
+from components.cluster import Cluster, ClusterError
 from features.errors import ConcordantError
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
@@ -164,21 +165,14 @@ class Jobs:
 
     @classmethod
     def of_this_cluster(cls) -> "Jobs":
-        """With the pod's own account, or a person's kubeconfig. Raises TrainJobError where there is neither."""
-        from kubernetes import client, config
-
-        found = client.Configuration()
+        """With a person's kubeconfig, or the pod's own account. Raises TrainJobError where there is neither."""
         try:
-            if os.environ.get("KUBERNETES_SERVICE_HOST"):
-                config.load_incluster_config(found)
-            else:
-                config.load_kube_config(client_configuration=found)
-        except config.ConfigException:
+            return cls(Cluster().client)
+        except ClusterError:
             raise TrainJobError(
                 "A TrainJob was asked for, but this process has no access to a cluster. Mount the service account's token, or leave "
                 "`training` out of the cluster file."
             ) from None
-        return cls(client.ApiClient(found))
 
     def known(self) -> bool:
         """Whether the cluster knows TrainJobs. Raises TrainJobError where it does not say."""

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from components.cluster import Cluster, ClusterError, Object
+from components.cluster import Cluster, Forbidden, Object
 from pipelines.placement import Placement
 
 State = Literal["there", "missing", "optional", "not told"]
@@ -100,10 +100,8 @@ def _there(cluster: Cluster, path: str) -> State:
     """Whether something lies at a path; "not told" where this account may not look."""
     try:
         return "missing" if cluster.get(path, bare=True) is None else "there"
-    except ClusterError as error:
-        if "(403)" in str(error):
-            return "not told"
-        raise
+    except Forbidden:
+        return "not told"
 
 
 def _platform(cluster: Cluster, name: str, api: str | None, place: tuple[str, str], least: tuple[int, int], do: str) -> Finding:
@@ -112,9 +110,7 @@ def _platform(cluster: Cluster, name: str, api: str | None, place: tuple[str, st
         return Finding(what=name, state="missing", told=f"no {api}", do=do)
     try:
         found = cluster.get(f"/apis/apps/v1/namespaces/{place[0]}/deployments/{place[1]}")
-    except ClusterError as error:
-        if "(403)" not in str(error):
-            raise
+    except Forbidden:
         return Finding(what=name, state="not told", told=f"this account may not see {place[0]}/{place[1]}")
     if found is None:
         return Finding(what=name, state="not told" if api else "missing", told=f"no {place[1]} in {place[0]}", do=do)
@@ -155,9 +151,7 @@ def _claim(cluster: Cluster, path: str, placement: Placement) -> Finding:
     what = f"claim {placement.workspace.claim}"
     try:
         found = cluster.get(path)
-    except ClusterError as error:
-        if "(403)" not in str(error):
-            raise
+    except Forbidden:
         return Finding(what=what, state="not told", told="this account may not look")
     if found is None:
         return Finding(what=what, state="missing", told="no such claim", do="Make a PersistentVolumeClaim that several pods can write.")
@@ -174,9 +168,7 @@ def _device(cluster: Cluster, device: str, placement: Placement) -> Finding:
     asked += [placement.training.gpus_per_node] if placement.training and device == "nvidia.com/gpu" else []
     try:
         nodes: list[Object] = (cluster.get("/api/v1/nodes") or {}).get("items", [])
-    except ClusterError as error:
-        if "(403)" not in str(error):
-            raise
+    except Forbidden:
         return Finding(what=device, state="not told", told="this account may not see nodes")
     most = max((int((node.get("status") or {}).get("allocatable", {}).get(device, 0)) for node in nodes), default=0)
     do = "Install the device plug-in, or take the accelerator out of the cluster file."

@@ -95,6 +95,3 @@ def _sharded(placement: Placement, decision: Any, source: Any) -> tuple[Any, Any
         piece = place(build_features_shard(decision=decision, events=events.output, shard=shard, shards=count))
     joined = place(join_features(decision=decision, events=events.output, pieces=dsl.Collected(piece.output)))
     return joined.outputs["cohort"], joined.outputs["features"]
-
-
-treatment = graph()

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from kserve.model import InferenceVerb
 
-from components.artifact import BundleError, manifest_sha256
+from components.artifact import BundleError, bundle_in, manifest_sha256
 from components.bundle import Bundle, load
 from components.record import RecordError
 from features.errors import ConcordantError
@@ -131,7 +131,7 @@ class Predictor(kserve.Model):  # type: ignore[misc]  # kserve has no types
 def _pinned(folder: Path) -> Bundle:
     """The bundle, where its digest is the one that this endpoint was deployed for; any, where none is set. Raises BundleError."""
     bundle, pin = load(folder), os.environ.get("CONCORDANT_BUNDLE_DIGEST", "")
-    place = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    place = bundle_in(folder)
     if pin and manifest_sha256(place) != pin:
         raise BundleError(
             f"The bundle here is {manifest_sha256(place)}, this endpoint was deployed for {pin}. Put that bundle in its place."
@@ -151,7 +151,7 @@ def _matrix(bundle: Bundle, rows: list[FeatureRow]) -> Floats:
 
 def _mark(folder: Path) -> tuple[int, ...]:
     """What changes when another bundle is put in place, also by a symbolic link; empty while there is none."""
-    place = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    place = bundle_in(folder)
     try:
         found = (place / "manifest.json").stat()
     except OSError:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import kserve
 from kserve.model import InferenceVerb
@@ -35,6 +36,7 @@ class Explanations(BaseModel):
     explanations: list[Explanation]
 
 
+Told = TypeVar("Told", Answers, Explanations)
 _ANSWERS, _EXPLANATIONS = TypeAdapter(Answers), TypeAdapter(Explanations)
 
 
@@ -42,10 +44,21 @@ def usable(path: str, raw: bytes, patients: int) -> bool:
     """Whether a predictor's answer can be passed on: well formed, one answer or explanation a patient."""
     try:
         if path.endswith(":explain"):
-            return len(_EXPLANATIONS.validate_json(raw).explanations) == patients
-        return len(_ANSWERS.validate_json(raw).predictions) == patients
-    except ValidationError:
+            _told(_EXPLANATIONS, raw, patients)
+        else:
+            _told(_ANSWERS, raw, patients)
+    except Unavailable:
         return False
+    return True
+
+
+def _told(kind: TypeAdapter[Told], raw: bytes, patients: int) -> Told:
+    """A predictor's answer, parsed. Raises Unavailable where it can't be passed on."""
+    with suppress(ValidationError):
+        told = kind.validate_json(raw)
+        if len(told.predictions if isinstance(told, Answers) else told.explanations) == patients:
+            return told
+    raise Unavailable("MODEL_UNAVAILABLE", "The predictor's answer is not one that can be passed on.")
 
 
 class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
@@ -101,20 +114,14 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
     async def ask(self, queries: Sequence[PatientQuery], reader: Reader, request_id: str) -> tuple[bytes, list[Response]]:
         """Answers for some patients, as the predictor wrote them and parsed, in the order asked. A read is audited also where it fails."""
         raw = await self._asked("predict", queries, reader, request_id)
-        try:
-            answers = _ANSWERS.validate_json(raw).predictions
-        except ValidationError:
-            raise Unavailable("MODEL_UNAVAILABLE", "The predictor's answer is not one that can be passed on.") from None
-        if len(answers) != len(queries):
-            raise Unavailable("MODEL_UNAVAILABLE", "The predictor's answer is not one that can be passed on.")
+        answers = _told(_ANSWERS, raw, len(queries)).predictions
         self.metrics.answered(answers)
         return raw, answers
 
     async def explain_all(self, queries: Sequence[PatientQuery], reader: Reader, request_id: str) -> bytes:
         """Contributions to the answers for some patients, as JSON."""
         raw = await self._asked("explain", queries, reader, request_id)
-        if not usable(":explain", raw, len(queries)):
-            raise Unavailable("MODEL_UNAVAILABLE", "The predictor's answer is not one that can be passed on.")
+        _told(_EXPLANATIONS, raw, len(queries))
         return raw
 
     async def _asked(self, verb: str, queries: Sequence[PatientQuery], reader: Reader, request_id: str) -> bytes:

@@ -318,9 +318,6 @@ def test_the_step_itself_asks_the_cluster_of_its_kubeconfig(tmp_path: Path) -> N
 
 
 def test_without_access_to_a_cluster_the_step_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kubernetes.config import kube_config
-
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "absent"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
     with pytest.raises(TrainJobError, match="no access to a cluster"):
         train_job.run(json.dumps(TOLD), TEXT, tmp_path, tmp_path, tmp_path, str)
