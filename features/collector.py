@@ -29,6 +29,7 @@ KINDS = (*sorted(resources.READ), "deletion")
 TASK = 40  # bits of a row's number that count within its task: a file, or a piece of one
 _KIND = {name: number for number, name in enumerate(KINDS)}
 _FLUSH = 50_000  # resources
+_BATCH = 4_000  # of those read one by one: as many as stay near the processor until they are columns
 
 FACT = np.dtype(
     [
@@ -127,10 +128,12 @@ class Collector:
         self._versions: list[tuple[Any, ...]] = []
         self._usual = Observations(now_us, self._odd)
         self._meanings: npt.NDArray[np.int32] = np.zeros((0, 3), np.int32)  # words of what the usual Observations mean
-        self.file = ""
+        self.file, self._task = "", 0
 
     def begin(self, file: str, task: int, place: str = "") -> None:
         """What follows is of a file, or of the piece of it that begins at `place`."""
+        if task < self._task:
+            self._flush()  # the rows of one flush ascend: the first of a patient is the lowest
         self.file, self._task, self._number, self._place = file, task, 0, f"{file}{place}"
         self._near.clear()
         self._plain = True  # until a line has to be looked at by itself
@@ -228,7 +231,8 @@ class Collector:
             if isinstance(found.id, str):
                 drug = self._near[found.id] = fhir.drug(found)
                 self._first.setdefault(found.id, drug)
-                self.collected.medications.setdefault(found.id, (row, drug))
+                if found.id not in self.collected.medications or row < self.collected.medications[found.id][0]:
+                    self.collected.medications[found.id] = (row, drug)
             return
         try:
             flat = fhir.state(found, self._medications)
@@ -250,7 +254,7 @@ class Collector:
         outcome = "" if problem is None else problem
         times = (flat.recorded_us, flat.updated_us, flat.version)
         self._versions.append((identity, *times, row, line, _KIND[kind], problem is not None, patient, len(facts), outcome))
-        if len(self._versions) >= _FLUSH:
+        if len(self._versions) >= _BATCH:
             self._flush()
 
     def _is_future(self, facts: list[fhir.Fact]) -> bool:

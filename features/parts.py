@@ -54,6 +54,16 @@ class Place:
         except FileNotFoundError:
             return b""
 
+    def take(self, name: str) -> bool:
+        """Whether the caller is the first to ask for a name: only where all are on this machine."""
+        assert self.local is not None
+        (self.local / "taken").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.local / "taken" / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
     def take_in(self, folder: Path, name: str) -> None:
         """Move a local folder here, in place of what a killed attempt left under its name."""
         if self.local is None:

@@ -54,6 +54,7 @@ class Plan:
     tasks: list[Task]
     shares: list[list[int]]  # numbers of tasks, ascending
     medications: dict[str, str | None]  # of the files that stand before the others
+    largest_first: list[int]  # numbers of tasks
 
 
 def plan(origin: str, place: str, shards: int, now_us: int, key: PseudonymKey) -> Plan:
@@ -64,8 +65,9 @@ def plan(origin: str, place: str, shards: int, now_us: int, key: PseudonymKey) -
     """
     tasks = source.tasks(origin)
     weights = source.weights(tasks)
+    largest_first = sorted(range(len(tasks)), key=lambda n: (-weights[n], n))
     loads, shares = [0] * shards, [list[int]() for _ in range(shards)]
-    for number in sorted(range(len(tasks)), key=lambda n: (-weights[n], n)):
+    for number in largest_first:
         least = loads.index(min(loads))
         loads[least] += weights[number] + 1
         shares[least].append(number)
@@ -77,6 +79,7 @@ def plan(origin: str, place: str, shards: int, now_us: int, key: PseudonymKey) -
         tasks=tasks,
         shares=[sorted(share) for share in shares],
         medications=_medications(early, key, now_us),
+        largest_first=largest_first,
     )
     there = Place(place)
     there.remove()
@@ -96,8 +99,12 @@ def planned(place: Place) -> Plan:
     return msgspec.json.decode(place.read("plan.json"), type=Plan)
 
 
-def read_share(place: str, share: int, key: PseudonymKey) -> int:
-    """Read one share of the files and leave what they state, divided by patient; returns the number of resources."""
+def read_share(place: str, share: int, key: PseudonymKey, in_turn: bool = False) -> int:
+    """Read one share of the files and leave what they state, divided by patient; returns the number of resources.
+
+    `in_turn`: not the share that was dealt out, but whatever nobody has begun to read yet, so that all end together. That can't be done
+    again where one fails, and only processes of one machine can.
+    """
     there = Place(place)
     told = planned(there)
     if there.local is not None:
@@ -106,7 +113,8 @@ def read_share(place: str, share: int, key: PseudonymKey) -> int:
         spool = Path(folder) / "columns"
         spool.mkdir()
         collector = Collector(key, told.now_us, spool, told.medications, told.groups)
-        read_tasks(collector, [told.tasks[number] for number in told.shares[share]])
+        numbers = (n for n in told.largest_first if there.take(str(n))) if in_turn else told.shares[share]
+        read_tasks(collector, (told.tasks[number] for number in numbers))
         collected = collector.finish()
         save(collected, there, f"part-{share:04d}", key)
     return sum(collected.account.received.values())
@@ -221,7 +229,8 @@ def ingest(
         tell("looking at the source")
         told = plan(origin, there, shards, now_us, key)
         tell(f"reading {len(told.tasks):,} files in {shards} shards")
-        run(read_share, [(there, share, key) for share in range(shards)])
+        in_turn = engine == "processes" and Place(there).local is not None
+        run(read_share, [(there, share, key, in_turn) for share in range(shards)])
         tell("settling versions and the account")
         settle(there, key, dates, check)
         tell(f"building and writing the events in {shards} shards")

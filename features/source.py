@@ -16,7 +16,7 @@ from features import resources, vcf
 from features.errors import ConcordantError
 
 Resource = dict[str, Any]
-PIECE = 1 << 24  # bytes of a large local file that are read as one task: small enough for even shares
+PIECE = 1 << 22  # bytes of a large file that are read as one task: small enough for shares that end together
 BLOCK = 1 << 20  # bytes read at once
 MOST_LINE = 1 << 27  # bytes; a longer line is told and skipped
 _PACKED = (".gz", ".zst")
@@ -130,7 +130,7 @@ class _Remote:
     def read(self, size: int = -1) -> bytes:
         return self._told(self._raw.read, size)
 
-    def readline(self) -> bytes:
+    def readline(self, _most: int = -1) -> bytes:  # a store's file knows no limit
         return self._told(self._raw.readline)
 
     def _told(self, read: Callable[..., bytes], *size: int) -> bytes:
@@ -141,9 +141,11 @@ class _Remote:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def _opened(path: str, ahead: int | None = None) -> Iterator[Any]:
+    """`ahead`: bytes that a store is asked for at once; None: what its library likes."""
     try:
-        file = fsspec.open(path, "rb").open()
+        filesystem, place = fsspec.core.url_to_fs(path)
+        file = filesystem.open(place, "rb", block_size=ahead)
     except Exception as error:
         raise SourceError(unopened(path, error)) from None
     with file:
@@ -209,7 +211,7 @@ def blocks(task: Task) -> Iterator[Block]:
         return
     number, left = 1, [b""]
     try:
-        with _opened(task.path) as raw:
+        with _opened(task.path, PIECE if task.end else None) as raw:
             for chunk in _read(raw, task.name, task.start, task.end):
                 head, newline, rest = chunk.rpartition(b"\n")
                 if newline:
@@ -295,7 +297,7 @@ def _unpacked(raw: Any) -> Iterator[bytes]:
 def _piece(raw: Any, start: int, end: int) -> Iterator[bytes]:
     if start:
         raw.seek(start - 1)
-        raw.readline()
+        raw.readline(end - start + 1)  # where no line begins in the piece, not its neighbours' bytes too
     while (here := raw.tell()) < end:
         chunk = raw.read(min(BLOCK, end - here))
         if not chunk:

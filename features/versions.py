@@ -43,6 +43,8 @@ class Resolved(NamedTuple):
 
 def resolve(found: npt.NDArray[np.void]) -> Resolved:
     """Follow each resource from version to version. `found` has the columns of VERSION."""
+    ordered = np.sort(found["identity"])
+    found = found[np.isin(found["identity"], ordered[1:][ordered[1:] == ordered[:-1]])]  # of most there is one version: nothing to follow
     known = np.maximum(found["recorded"], found["updated"])
     known = np.where((found["recorded"] == UNDATED_US) & (found["updated"] > BEGIN_US), found["updated"], known)
     order = np.lexsort([found["row"], found["content"], found["recorded"], found["version"], known, found["identity"]])

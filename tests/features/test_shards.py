@@ -127,8 +127,25 @@ def test_the_source_holds_what_one_shard_alone_can_not_judge(alone: Path) -> Non
     assert ended == [2021, 2022]
 
 
-def test_processes_of_this_machine_make_the_same_bytes(uneven: Path, alone: Path, tmp_path: Path) -> None:
+def test_processes_of_this_machine_make_the_same_bytes(uneven: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.source.PIECE", 100_000)
     shards.ingest(str(uneven), tmp_path / "out", KEY, shards=3, now=NOW)
+    same(alone, tmp_path / "out")
+
+
+def test_what_is_read_in_turn_is_read_once(uneven: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes all, the largest first: not in the order of the source."""
+    monkeypatch.setattr("features.source.PIECE", 100_000)
+    monkeypatch.setattr("features.collector._BATCH", 1_000_000)
+    place = str(tmp_path / "place")
+    told = shards.plan(str(uneven), place, 2, NOW_US, KEY)
+    assert told.largest_first != sorted(told.largest_first)
+    received = json.loads((alone / "summary.json").read_text())["received"]
+    assert [shards.read_share(place, share, KEY, in_turn=True) for share in (0, 1)] == [received, 0]
+    shards.settle(place, KEY)
+    for shard in (0, 1):
+        shards.build(place, shard, KEY)
+    shards.join(place, tmp_path / "out")
     same(alone, tmp_path / "out")
 
 
