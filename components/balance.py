@@ -119,9 +119,10 @@ class Control:
 
 
 def negative_control(name: str, control_N: Floats, training: Training, propensity_NK: Floats) -> Control | None:
-    """Joint Wald test of the options in an overlap-weighted regression on every feature (doubly robust, heteroscedasticity-consistent).
+    """Joint Wald test of the options in a regression on every feature and on what was given beyond what the features foretold.
 
-    None where the control was measured in too few patients to say anything.
+    Doubly robust and heteroscedasticity-consistent (the partially linear model of Robinson 1988). Without inverse weights, which leave
+    half of the effective patients. None where the control was measured in too few patients to say anything.
     """
     from scipy.stats import chi2
 
@@ -131,15 +132,15 @@ def negative_control(name: str, control_N: Floats, training: Training, propensit
     rows = seen & np.isin(training.option_N, arms)
     if len(arms) < 2 or rows.sum() < 2 * columns_ND.shape[1]:
         return None
-    given_N = np.take_along_axis(propensity_NK, training.option_N[:, None], 1)[:, 0]
-    weight_N = (overlap_weights(propensity_NK) / np.maximum(given_N, 1e-6))[rows]
-    option_NK = np.stack([training.option_N[rows] == k for k in arms], axis=1).astype(np.float64)
-    design_ND = np.concatenate([option_NK, columns_ND[rows] - columns_ND[rows].mean(0)], axis=1)
+    foretold_NK = propensity_NK[rows][:, arms] / np.maximum(propensity_NK[rows][:, arms].sum(1, keepdims=True), 1e-6)
+    beyond_NK = np.stack([training.option_N[rows] == k for k in arms], axis=1) - foretold_NK
+    centred_ND = columns_ND[rows] - columns_ND[rows].mean(0)
+    design_ND = np.concatenate([beyond_NK[:, 1:], np.ones((len(centred_ND), 1)), centred_ND], axis=1)
     spread = float(control_N[rows].std()) or 1.0
-    effect_D, cov_DD = _weighted_regression(design_ND, control_N[rows] / spread, weight_N)
-    effect_K, cov_KK = effect_D[: len(arms)], cov_DD[: len(arms), : len(arms)]
-    contrast = np.eye(len(arms))[1:] - np.eye(len(arms))[0]
-    difference, cov = contrast @ effect_K, contrast @ cov_KK @ contrast.T
+    effect_D, cov_DD = _regression(design_ND, control_N[rows] / spread)
+    cov = cov_DD[: len(arms) - 1, : len(arms) - 1]  # of the differences from the first option
+    difference = effect_D[: len(arms) - 1]
+    effect_K, cov_KK = np.append(0.0, difference), np.pad(cov, ((1, 0), (1, 0)))
     a, b = max(combinations(range(len(arms)), 2), key=lambda pair: abs(effect_K[pair[0]] - effect_K[pair[1]]))
     half = 1.96 * float(np.sqrt(max(cov_KK[a, a] + cov_KK[b, b] - 2 * cov_KK[a, b], 0)))
     gap = float(effect_K[a] - effect_K[b])
@@ -165,13 +166,13 @@ def _filled(training: Training) -> Floats:
     return np.asarray(columns_ND[:, spread_D > 1e-9] / spread_D[spread_D > 1e-9])
 
 
-def _weighted_regression(design_ND: Floats, y_N: Floats, weight_N: Floats) -> tuple[Floats, Floats]:
+def _regression(design_ND: Floats, y_N: Floats) -> tuple[Floats, Floats]:
     """Coefficients and their sandwich covariance (HC1); a hair of ridge keeps collinear columns from ending it."""
     size, width = design_ND.shape
-    gram = (design_ND * weight_N[:, None]).T @ design_ND
+    gram = design_ND.T @ design_ND
     inverse = np.linalg.inv(gram + 1e-8 * np.trace(gram) / width * np.eye(width))
-    effect_D = inverse @ (design_ND * weight_N[:, None]).T @ y_N
-    score_ND = design_ND * (weight_N * (y_N - design_ND @ effect_D))[:, None]
+    effect_D = inverse @ design_ND.T @ y_N
+    score_ND = design_ND * (y_N - design_ND @ effect_D)[:, None]
     return effect_D, np.asarray(inverse @ (score_ND.T @ score_ND) @ inverse * size / max(size - width, 1))
 
 

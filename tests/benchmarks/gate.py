@@ -40,7 +40,7 @@ LAB_FEATURES = dict(
     zip(LABS, ("egfr_ml_min_173m2", "hdl_mmol_l", "triglycerides_mmol_l", "alt_u_l", "total_cholesterol_mmol_l"), strict=True)
 )
 VARIANT_FEATURES = {"ctrb12_copies": "ctrb1_2", "cyp2c9_star2": "cyp2c9_star2", "cyp2c9_star3": "cyp2c9_star3"}
-SMALL, LARGE = 2_000, 8_000  # patients of a world in which a model is fitted, and of one in which only comparability is judged
+SMALL, LARGE, LARGEST = 2_000, 8_000, 10_000  # patients of a world in which a model is fitted, and where only comparability is judged
 WEAK, STRONG = 1.0, 2.0  # planted confounding: 2 and 4 mmol/mol a spread of the hidden trait, log odds 0.35 and 0.7
 
 
@@ -150,6 +150,7 @@ def main() -> None:
         ("no heterogeneity, no confounding left", SMALL, len(seeds), {"heterogeneity": 0.0}, verdict, "best fixed option for all"),
         (f"planted confounding {STRONG:g}", SMALL, len(seeds), {"hidden_confounding": STRONG}, comparable, "a line fails"),
         (f"planted confounding {WEAK:g}", LARGE, len(seeds), {"hidden_confounding": WEAK}, comparable, "a line fails"),
+        (f"planted confounding {WEAK:g}", LARGEST, len(seeds), {"hidden_confounding": WEAK}, comparable, "a line fails"),
         ("no confounding left: comparability alone", LARGE, len(seeds), {}, comparable, "nothing fails"),
         ("the world as it is", SMALL, len(seeds) // 5, {}, verdict, "-"),
     ]

@@ -100,6 +100,28 @@ def test_the_test_of_a_control_fails_as_often_as_it_says() -> None:
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.10
 
 
+@pytest.mark.parametrize(("shape", "propensity", "passes"), [("line", "flat", True), ("bowl", "right", True), ("bowl", "flat", False)])
+def test_it_is_enough_that_either_the_propensity_or_the_line_is_right(shape: str, propensity: str, passes: bool) -> None:
+    p = []
+    for seed in range(20):
+        data, right_NK, _ = given(2000, 1.0, seed=seed)
+        x_N = data.x_NF[:, 0]
+        told_N = (x_N if shape == "line" else x_N**2) + np.random.default_rng(1000 + seed).normal(size=2000)
+        control = negative_control("c", told_N, data, right_NK if propensity == "right" else np.full_like(right_NK, 1 / 3))
+        assert control is not None
+        p.append(control.p)
+    assert np.mean(np.array(p) < 0.01) <= 0.1 if passes else max(p) < 1e-3
+
+
+def test_an_option_that_hardly_anybody_was_given_is_left_out_of_the_test() -> None:
+    data, e_NK, u_N = given(3000, 1.0, 0.5)
+    rare = (data.option_N == 0) & (np.cumsum(data.option_N == 0) > 20)
+    control = negative_control("c", np.where(rare, np.nan, u_N + np.random.default_rng(1).normal(size=3000)), data, e_NK)
+    assert control is not None and control.options in ((1, 2), (2, 1)) and control.p < 1e-6
+    calm = negative_control("c", np.where(rare, np.nan, np.random.default_rng(1).normal(size=3000)), data, e_NK)
+    assert calm is not None and calm.p > 0.01
+
+
 def test_a_control_that_hardly_anybody_has_says_nothing() -> None:
     data, e_NK, u_N = given(300, 1.0)
     assert negative_control("c", np.where(np.arange(300) < 20, u_N, np.nan), data, e_NK) is None
