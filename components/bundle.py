@@ -64,7 +64,8 @@ class Bundle:
     def compared(self, x_NF: Floats) -> Effects:
         """Effects of raw rows of which only differences between options, or the dose, will be looked at: the same ones, for less."""
         ridge_NT, covariance_NTT = self.ridge.both(x_NF)
-        others = {name: member.predict for name, member in (("trees", self.trees), ("fusion", self.fusion)) if name in self._lean.members}
+        asked = (("trees", self.trees.compared), ("fusion", self.fusion.predict))
+        others = {name: predict for name, predict in asked if name in self._lean.members}
         predictions = {"ridge": ridge_NT} | {name: predict(x_NF) for name, predict in others.items()}
         return self._lean.differences(self.decision, predictions, covariance_NTT)
 

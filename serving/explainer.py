@@ -99,7 +99,7 @@ def _trees(model: Trees, x_NF: Floats) -> Floats:
     option_N = np.tile(np.arange(options), len(x_NF))
     names = list(_columns(model.names, model.options, model.targets))
     data = xgboost.DMatrix(_inputs(rows, option_N, model.options, model.targets), feature_names=names, nthread=1)
-    found = model.merged[0].predict(data, pred_contribs=True)
+    found = model.merged.predict(data, pred_contribs=True)
     return np.asarray(found[:, : x_NF.shape[1]].reshape(len(x_NF), options, -1), np.float64)
 
 

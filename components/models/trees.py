@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from components.models.forest import Forest
 from components.tensors import FOLDS, Training
 from features.feature import Floats
 
@@ -39,14 +40,29 @@ class Trees:
     oof_NT: Floats | None = None
 
     @cached_property
-    def merged(self) -> tuple[Any, float]:
-        """The mean of the boosters as one booster without base score, and that: five calls into XGBoost cost more than all their trees."""
-        return _mean(self.boosters)
+    def merged(self) -> Any:
+        """The mean of the boosters as one booster without base score, for XGBoost's own explanations."""
+        import xgboost
+
+        merged = xgboost.Booster({"nthread": 1})
+        merged.load_model(bytearray(json.dumps(_mean(self.boosters)[0]).encode()))
+        return merged
+
+    @cached_property
+    def _forest(self) -> tuple[Forest, float]:
+        """All trees and the base score: a call into XGBoost costs one patient ten times as much."""
+        whole, base = _mean(self.boosters)
+        trees = whole["learner"]["gradient_booster"]["model"]["trees"]
+        return Forest.of(trees, len(self.names), 0 if self.targets == 1 else self.options), base
 
     def predict(self, x_NF: Floats) -> Floats:
         """Expected target under each option, mean of the folds' boosters."""
-        booster, base = self.merged
-        return _predict(booster, x_NF, self.options, self.targets) + base
+        forest, base = self._forest
+        return forest.predict(x_NF) + base
+
+    def compared(self, x_NF: Floats) -> Floats:
+        """The same up to what options have in common, for less; of one target the same."""
+        return self._forest[0].compared(x_NF) if self.targets > 1 else self.predict(x_NF)
 
     def save(self, folder: Path) -> None:
         """`trees_<fold>.ubj`."""
@@ -66,7 +82,7 @@ class Trees:
                 raise ValueError(f"{path.name} was trained on other features than this decision has. Train again.")
             boosters.append(booster)
         model = cls(names=names, options=options, targets=targets, boosters=boosters)
-        assert model.merged  # made when it is loaded, not while the first patient waits
+        assert model._forest  # made when it is loaded, not while the first patient waits
         return model
 
 
@@ -87,13 +103,11 @@ def fit(training: Training, *, threads: int = 1) -> Trees:
     return Trees(names=training.names, options=training.options, targets=training.targets, boosters=boosters, oof_NT=oof_NT)
 
 
-def _mean(boosters: list[Any]) -> tuple[Any, float]:
-    """All trees in one booster, their leaves divided by the number of boosters, and the mean base score.
+def _mean(boosters: list[Any]) -> tuple[dict[str, Any], float]:
+    """All trees as one model, their leaves divided by the number of boosters, and the mean base score.
 
     XGBoost adds in single precision, so the base is added afterwards. Raises ValueError where a value is not a finite number.
     """
-    import xgboost
-
     told = [json.loads(bytes(booster.save_raw("json")), parse_constant=_not_finite) for booster in boosters]
     whole, trees = told[0], list[dict[str, Any]]()
     for model in told:
@@ -108,9 +122,7 @@ def _mean(boosters: list[Any]) -> tuple[Any, float]:
     model["gbtree_model_param"]["num_trees"] = str(len(trees))
     base = [json.loads(part["learner"]["learner_model_param"]["base_score"])[0] for part in told]
     whole["learner"]["learner_model_param"]["base_score"] = "[0E0]"
-    merged = xgboost.Booster({"nthread": 1})
-    merged.load_model(bytearray(json.dumps(whole).encode()))
-    return merged, sum(base) / len(base)
+    return whole, sum(base) / len(base)
 
 
 def _not_finite(_: str) -> float:
