@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +161,7 @@ def _ordered(table: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def writer(path: Path, groups: int) -> Iterator[pq.ParquetWriter]:
+def writer(path: Path | BinaryIO, groups: int) -> Iterator[pq.ParquetWriter]:
     """An events file, to be written group by group."""
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as file:
         yield file

@@ -6,6 +6,7 @@ looks across all of them (versions, repeats, Medications elsewhere, the account)
 them reach: a folder or a URL.
 """
 
+import io
 import secrets
 import tempfile
 import time
@@ -17,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from features import engines, source
 from features.account import Account, Refusal
-from features.assembly import SCHEMA, Assembly
+from features.assembly import Assembly
 from features.collector import Collector
 from features.events import Dates, finer, offsets, read_tasks, write_account, writer
 from features.events import ingest as alone
+from features.footer import Joined
 from features.parts import Place, facts, load, load_settled, of_group, save, save_settled
 from features.pseudonym import PseudonymKey
 from features.source import Task
@@ -147,10 +148,10 @@ def build(place: str, shard: int, key: PseudonymKey) -> int:
     offset_us = offsets(key, msgspec.json.decode(there.read("account.json"))["dates"])
     for group in range(shard, told.groups, len(told.shares)):
         table = of_group(there, group, common).events(facts(there, group, common), offset_us)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
-            stream.write_table(table)
-        there.write(f"events/{group:04d}.arrows", sink.getvalue().to_pybytes())
+        sink = io.BytesIO()
+        with writer(sink, told.groups) as file:
+            file.write_table(table)
+        there.write(f"events/{group:04d}.parquet", sink.getvalue())
         count += table.num_rows
     return count
 
@@ -169,12 +170,12 @@ def join(place: str, out: Path, building: Future[Any] | None = None) -> dict[str
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder:
         draft = Path(folder)
-        with writer(draft / "events.parquet", groups) as file:
+        with (draft / "events.parquet").open("wb") as file:
+            joined = Joined(file)
             for group in range(groups):
-                with pa.ipc.open_stream(_awaited(there, f"events/{group:04d}.arrows", building)) as stream:
-                    table = stream.read_all()
-                account.events += table.num_rows
-                file.write_table(table)
+                joined.take(_awaited(there, f"events/{group:04d}.parquet", building))
+            joined.finish()
+        account.events = joined.rows
         return write_account(account, draft, out, told["dates"], told["validated"])
 
 

@@ -57,9 +57,9 @@ def test_a_source_in_a_bucket_gives_the_bytes_of_a_local_one(
     events.ingest(export, tmp_path / "bucket", key, now=NOW)
     same(tmp_path / "local", tmp_path / "bucket")
     place = "s3://records/shuffle/run-1"  # and what shards leave for each other
-    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file(f"{place.removeprefix('s3://')}/events/0000.arrows", b"of a killed ingest")
+    fsspec.filesystem("s3", skip_instance_cache=True).pipe_file(f"{place.removeprefix('s3://')}/events/0000.parquet", b"of a killed ingest")
     shards.plan(export, place, 2, NOW_US, key)
-    assert shards.Place(place).read("events/0000.arrows") == b""
+    assert shards.Place(place).read("events/0000.parquet") == b""
     for share in (0, 1, 1):
         shards.read_share(place, share, key)
     shards.settle(place, key)

@@ -235,7 +235,7 @@ def test_a_place_where_an_ingest_was_killed_holds_nothing_of_it(small_export: Pa
     assert events.read(tmp_path / "out").num_rows > events.read(tmp_path / "killed").num_rows
     assert not place.exists()
     (place / "events").mkdir(parents=True)
-    (place / "events" / "0000.arrows").write_bytes(b"left by an attempt that was killed")
+    (place / "events" / "0000.parquet").write_bytes(b"left by an attempt that was killed")
     shards.plan(str(source), str(place), 2, NOW_US, KEY)
     assert [path.name for path in place.iterdir()] == ["plan.json"]
 
