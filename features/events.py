@@ -135,9 +135,9 @@ def _take(collector: Collector, task: Task, progress: Progress | None, holding: 
             collector.take_file(raw)
         return
     for block in source.blocks(task):
-        if holding:
+        if holding and holding in block.text:
             collector.take_all([line for line in block.lines if holding in line], block.first)
-        else:
+        elif not holding:
             collector.take_block(block)
         if block.problem:
             collector.take(resources.Broken("unreadable", block.problem), block.first + block.size)

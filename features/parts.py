@@ -7,6 +7,7 @@ that is derived from that of the pseudonyms.
 import io
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,17 @@ class Place:
         except FileNotFoundError:
             return b""
 
-    def take(self, name: str) -> bool:
-        """Whether the caller is the first to ask for a name: only where all are on this machine."""
+    def in_turn(self, what: str, numbers: Iterable[int]) -> Iterator[int]:
+        """Those of some numbers that no other process has taken: each is taken by whoever is free first. On one machine only."""
         assert self.local is not None
-        (self.local / "taken").mkdir(parents=True, exist_ok=True)
-        try:
-            (self.local / "taken" / name).touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+        taken = self.local / "taken"
+        taken.mkdir(parents=True, exist_ok=True)
+        for number in numbers:
+            try:
+                (taken / f"{what}-{number}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            yield number
 
     def take_in(self, folder: Path, name: str) -> None:
         """Move a local folder here, in place of what a killed attempt left under its name."""

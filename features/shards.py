@@ -42,7 +42,7 @@ def sentence(told: dict[str, Any]) -> str:
     return "{received:,} resources, {quarantined:,} in quarantine, {events:,} events of {patients:,} patients".format(**told)
 
 
-_LOOK_S = 0.02  # between looks at whether a group is there
+_LOOK_S = 0.005  # between looks at whether a group is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def read_share(place: str, share: int, key: PseudonymKey, in_turn: bool = False)
         spool = Path(folder) / "columns"
         spool.mkdir()
         collector = Collector(key, told.now_us, spool, told.medications, told.groups)
-        numbers = (n for n in told.largest_first if there.take(str(n))) if in_turn else told.shares[share]
+        numbers = there.in_turn("task", told.largest_first) if in_turn else told.shares[share]
         read_tasks(collector, (told.tasks[number] for number in numbers))
         collected = collector.finish()
         save(collected, there, f"part-{share:04d}", key)
@@ -141,12 +141,12 @@ def settle(place: str, key: PseudonymKey, dates: Dates = "kept", check: Which | 
     return account.summary()
 
 
-def build(place: str, shard: int, key: PseudonymKey) -> int:
-    """Make the events of every n-th group of patients; returns their number."""
+def build(place: str, shard: int, key: PseudonymKey, in_turn: bool = False) -> int:
+    """Make the events of every n-th group of patients, or `in_turn` as `read_share`; returns their number."""
     there, count = Place(place), 0
     told, common = planned(there), load_settled(there)
     offset_us = offsets(key, msgspec.json.decode(there.read("account.json"))["dates"])
-    for group in range(shard, told.groups, len(told.shares)):
+    for group in there.in_turn("group", range(told.groups)) if in_turn else range(shard, told.groups, len(told.shares)):
         table = of_group(there, group, common).events(facts(there, group, common), offset_us)
         sink = io.BytesIO()
         with writer(sink, told.groups) as file:
@@ -230,11 +230,11 @@ def ingest(
         tell("looking at the source")
         told = plan(origin, there, shards, now_us, key)
         tell(f"reading {len(told.tasks):,} files in {shards} shards")
-        in_turn = engine == "processes" and Place(there).local is not None
-        run(read_share, [(there, share, key, in_turn) for share in range(shards)])
+        each = [(there, share, key, engine == "processes" and Place(there).local is not None) for share in range(shards)]
+        run(read_share, each)
         tell("settling versions and the account")
         settle(there, key, dates, check)
         tell(f"building and writing the events in {shards} shards")
-        summary = join(there, out, beside.submit(run, build, [(there, shard, key) for shard in range(shards)]))
+        summary = join(there, out, beside.submit(run, build, each))
         clear(there)  # whoever loses `out` after this begins again at the source
         return summary
