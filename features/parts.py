@@ -4,7 +4,6 @@ Nothing is pickled, and no id of a patient lies there in clear: the few resource
 that is derived from that of the pseudonyms.
 """
 
-import io
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -175,16 +174,16 @@ def save_settled(assembly: Assembly, place: Place, names: list[str]) -> None:
         for n, numbers in enumerate(patients.numbers):
             local = np.flatnonzero(new[numbers] >= 0)
             content |= {f"local-{n}": local.astype(np.int32), f"number-{n}": new[numbers[local]]}
-        place.write(f"settled/patients-{number:04d}.npz", _packed(content))
-    place.write("settled/versions.npz", _packed(resolved))
-    place.write("settled/vocabulary.npz", _packed(vocabulary))
+        place.write(f"settled/patients-{number:04d}", _packed(content))
+    place.write("settled/versions", _packed(resolved))
+    place.write("settled/vocabulary", _packed(vocabulary))
     place.write("settled/settled.json", msgspec.json.encode(told))
 
 
 def load_settled(place: Place) -> Common:
     """What `save_settled` left for all groups: words and newest dates, numbers of the words, versions."""
-    told, vocabulary = msgspec.json.decode(place.read("settled/settled.json")), _unpacked(place.read("settled/vocabulary.npz"))
-    found = _unpacked(place.read("settled/versions.npz"))
+    told, vocabulary = msgspec.json.decode(place.read("settled/settled.json")), _unpacked(place.read("settled/vocabulary"))
+    found = _unpacked(place.read("settled/versions"))
     return told, vocabulary, Resolved(**found, repeats=np.zeros(0, VERSION))
 
 
@@ -196,7 +195,7 @@ def facts(place: Place, number: int, common: Common) -> list[npt.NDArray[np.void
 def of_group(place: Place, number: int, common: Common) -> Settled:
     """What a group of patients needs to become events. `common`: from `load_settled`."""
     told, vocabulary, resolved = common
-    content, count = _unpacked(place.read(f"settled/patients-{number:04d}.npz")), len(told["parts"])
+    content, count = _unpacked(place.read(f"settled/patients-{number:04d}")), len(told["parts"])
     words = {name: Words(told["words"][name], [vocabulary[f"{name}-{n}"] for n in range(count)]) for name in _VOCABULARY}
     numbers = []
     for n in range(count):
@@ -210,11 +209,9 @@ def of_group(place: Place, number: int, common: Common) -> Settled:
 
 
 def _packed(arrays: dict[str, Any]) -> bytes:
-    out = io.BytesIO()
-    np.savez(out, allow_pickle=False, **arrays)
-    return out.getvalue()
+    return msgspec.msgpack.encode({name: (array.dtype.str, array.tobytes()) for name, array in arrays.items()})
 
 
 def _unpacked(content: bytes) -> dict[str, Any]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as found:
-        return dict(found)
+    found = msgspec.msgpack.decode(content, type=dict[str, tuple[str, bytes]])
+    return {name: np.frombuffer(array, kind) for name, (kind, array) in found.items()}

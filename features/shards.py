@@ -219,6 +219,8 @@ def ingest(
     """
     if shards == 1 and engine == "processes":
         return alone(origin, out, key, now=now, dates=dates, check=check)
+    import cryptography.fernet  # noqa: F401 - else each process imports it anew
+
     now_us = int((now or datetime.now(UTC)).timestamp() * 1_000_000)
     out.mkdir(parents=True, exist_ok=True)
     with (
