@@ -50,9 +50,18 @@ class Place:
     def read(self, name: str) -> bytes:
         """One file; b"" where there is none."""
         try:
-            return bytes(self._files.cat_file(f"{self.root}/{name}"))
+            return (self.local / name).read_bytes() if self.local is not None else bytes(self._files.cat_file(f"{self.root}/{name}"))
         except FileNotFoundError:
             return b""
+
+    def rows(self, name: str, kind: np.dtype[np.void]) -> npt.NDArray[np.void]:
+        """A file of rows; none where there is no file."""
+        if self.local is None:
+            return np.frombuffer(bytearray(self.read(name)), kind)
+        try:
+            return np.fromfile(self.local / name, kind)
+        except FileNotFoundError:
+            return np.zeros(0, kind)
 
     def in_turn(self, what: str, numbers: Iterable[int]) -> Iterator[int]:
         """Those of some numbers that no other process has taken: each is taken by whoever is free first. On one machine only."""
@@ -92,8 +101,7 @@ class Part(Collected):
 
     def read(self, name: str, group: int) -> npt.NDArray[np.void]:
         """As `Collected.read`."""
-        content = self.place.read(f"{self.name}/{name}-{group:04d}")
-        return np.frombuffer(bytearray(content), FACT if name == "facts" else VERSION)
+        return self.place.rows(f"{self.name}/{name}-{group:04d}", FACT if name == "facts" else VERSION)
 
 
 class _Waited(msgspec.Struct):
@@ -189,7 +197,7 @@ def load_settled(place: Place) -> Common:
 
 def facts(place: Place, number: int, common: Common) -> list[npt.NDArray[np.void]]:
     """The facts of a group of patients, as each collector read them."""
-    return [np.frombuffer(bytearray(place.read(f"{name}/facts-{number:04d}")), FACT) for name in common[0]["parts"]]
+    return [place.rows(f"{name}/facts-{number:04d}", FACT) for name in common[0]["parts"]]
 
 
 def of_group(place: Place, number: int, common: Common) -> Settled:
