@@ -4,13 +4,14 @@ Axis suffixes: N rows, D columns, K options.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
-from scipy.special import softmax
 
+from components.models.forest import Votes, softmax
 from components.tensors import Scaler, Training
 from features.feature import Floats
 
@@ -54,7 +55,10 @@ class Propensity:
 
     def predict(self, x_NF: Floats) -> Floats:
         """N by K, rows sum to 1."""
-        return np.asarray(softmax(_columns(self.scaler, x_NF) @ self.coef_KD.T + self.intercept_K, axis=1))
+        return self._of_columns(_columns(self.scaler, x_NF))
+
+    def _of_columns(self, columns_ND: Floats) -> Floats:
+        return softmax(columns_ND @ self.coef_KD.T + self.intercept_K)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +87,16 @@ class Overlap:
 
     def predict(self, x_NF: Floats) -> Floats:
         """N by K: the smooth propensity, or, where any of the others finds fewer than `SMALLEST_OVERLAP`, what the lowest finds."""
-        smooth_NK = self.smooth.predict(x_NF)
-        if self.trees is None or not len(x_NF):
+        columns_ND = _columns(self.smooth.scaler, x_NF)  # the sharp one has the same scaler
+        smooth_NK = self.smooth._of_columns(columns_ND)
+        if self._votes is None or not len(x_NF):
             return smooth_NK
-        lowest_NK = np.minimum(self.sharp.predict(x_NF), self.trees.inplace_predict(x_NF, validate_features=False).astype(np.float64))
+        lowest_NK = np.minimum(self.sharp._of_columns(columns_ND), self._votes.predict(x_NF))
         return np.where(lowest_NK < SMALLEST_OVERLAP, np.minimum(lowest_NK, smooth_NK), smooth_NK)
+
+    @cached_property
+    def _votes(self) -> Votes | None:
+        return None if self.trees is None else Votes.of(self.trees)
 
     def save(self, folder: Path) -> None:
         """`overlap.safetensors` and `overlap.ubj`."""
@@ -111,7 +120,9 @@ class Overlap:
         if (folder / "overlap.ubj").is_file():
             trees = xgboost.Booster({"nthread": 1})
             trees.load_model(folder / "overlap.ubj")
-        return cls(smooth=smooth, sharp=sharp, trees=trees)
+        found = cls(smooth=smooth, sharp=sharp, trees=trees)
+        assert trees is None or found._votes  # made when it is loaded, not while the first patient waits
+        return found
 
     def _both(self) -> dict[str, Propensity]:
         return {"smooth": self.smooth, "sharp": self.sharp}

@@ -6,6 +6,7 @@ is worked out once for each such interval and once for a missing value, and spli
 XGBoost's; they are summed in double precision. Axis suffixes: N rows, F features, K options, T trees, D table rows, L leaves.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -59,6 +60,34 @@ class Forest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Votes:
+    """Trees that each speak for one class: how probable each class is, as XGBoost's `multi:softprob` says."""
+
+    trees: "_Grove"  # of one class after the other
+    base_K: Floats
+
+    @classmethod
+    def of(cls, booster: Any) -> "Votes":
+        """From an XGBoost booster. Raises ValueError where a tree can't be read."""
+        told = json.loads(bytes(booster.save_raw("json")))["learner"]
+        model, whole = told["gradient_booster"]["model"], told["learner_model_param"]
+        places = np.argsort(model["tree_info"], kind="stable")
+        trees = [model["trees"][place] for place in places]
+        base_K = np.broadcast_to(json.loads(whole["base_score"]), int(whole["num_class"]))
+        return cls(trees=_Grove.of(trees, int(whole["num_feature"]), 0), base_K=base_K)
+
+    def predict(self, x_NF: Floats) -> Floats:
+        """N by K, rows sum to 1."""
+        return softmax(self.base_K + self.trees(x_NF, len(self.base_K)))
+
+
+def softmax(score_NK: Floats) -> Floats:
+    """Rows that sum to 1."""
+    power_NK = np.exp(score_NK - score_NK.max(1, keepdims=True))
+    return np.asarray(power_NK / power_NK.sum(1, keepdims=True))
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Grove:
     """What each interval of each feature leaves of some trees, what each option leaves, and the values of their leaves."""
 
@@ -89,15 +118,19 @@ class _Grove:
         feature_F = np.arange(first, first + x_NF.shape[1])
         return np.searchsorted(self.threshold_D, (feature_F << 32) + _ordered(x_NF), side="right") + feature_F
 
-    def __call__(self, x_NF: Floats) -> Floats:
-        """Sum of the trees under each option, N by K. The sum of a row does not depend on the others."""
-        starts = range(0, max(len(x_NF), 1), AT_ONCE)
-        return np.concatenate([self._sum(x_NF[first : first + AT_ONCE]) for first in starts])
+    def __call__(self, x_NF: Floats, parts: int = 1) -> Floats:
+        """Sum of the trees under each option, or, without options, of each of some equal parts of them: N by K.
 
-    def _sum(self, x_NF: Floats) -> Floats:
+        The sum of a row does not depend on the others.
+        """
+        starts = range(0, max(len(x_NF), 1), AT_ONCE)
+        return np.concatenate([self._sum(x_NF[first : first + AT_ONCE], parts) for first in starts])
+
+    def _sum(self, x_NF: Floats, parts: int) -> Floats:
         leaf_NKT = _place(self._left(x_NF)[:, None, :] & self.option_KT)
         leaf_NKT += np.arange(0, self.value_TL.size, MOST_LEAVES, dtype=np.int32)
-        return np.asarray(self.value_TL.ravel()[leaf_NKT].sum(2))
+        shape = (len(x_NF), parts * len(self.option_KT), len(self.value_TL) // parts)
+        return np.asarray(self.value_TL.ravel()[leaf_NKT].reshape(shape).sum(2))
 
     def _left(self, x_NF: Floats) -> Leaves:
         """What all features leave of every tree, N by T. Features that are alike in all rows, as in tried rows, are looked at once."""

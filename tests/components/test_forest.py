@@ -9,7 +9,7 @@ import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.models.forest import Forest, Tree
+from components.models.forest import Forest, Tree, Votes
 from features.feature import Floats
 
 F, K, ROUNDS = 6, 3, 40
@@ -93,6 +93,17 @@ def test_what_is_left_out_of_a_comparison_is_the_same_for_every_option() -> None
     whole, compared = forest.predict(x_NF), forest.compared(x_NF)
     np.testing.assert_allclose(whole - whole[:, :1], compared - compared[:, :1], rtol=0, atol=1e-11)
     assert np.ptp(whole - compared, axis=0).max() > 0.1  # something is left out
+
+
+def test_classes_are_as_probable_as_xgboost_says() -> None:
+    rng = np.random.default_rng(3)
+    x_NF = np.where(rng.random((900, F)) < 0.1, np.nan, rng.normal(size=(900, F)))
+    class_N = np.where(np.nan_to_num(x_NF[:, 0]) > 0.5, 3, rng.integers(0, 3, 900))
+    setting = {"objective": "multi:softprob", "num_class": 4, "max_depth": 2}
+    booster = xgboost.train(setting, xgboost.DMatrix(x_NF, class_N), 30)
+    votes = Votes.of(booster)
+    np.testing.assert_allclose(votes.predict(x_NF), booster.inplace_predict(x_NF), rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(votes.predict(x_NF[7:8])[0], votes.predict(x_NF)[7])
 
 
 def test_a_tree_of_another_kind_is_refused() -> None:
