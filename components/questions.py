@@ -13,7 +13,7 @@ from typing import Any
 
 from components.rules import UNITS, Atom, Expression, Freshness, Rule, RuleSet, Truth
 
-Answers = Callable[[int], Truth]  # number of a question of the rule -> its answer
+Answers = Callable[["Question"], Truth]
 Case = tuple[tuple[str, ...], str, str, str | None, date]  # drugs, scope, decision, option, day
 MOST_KEPT = 2_000
 
@@ -32,11 +32,28 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Asks:
-    """One rule: its questions in order, its verdict from their answers, and whether that depends on which drug is judged."""
+    """One rule: its questions in order, its verdict from their answers, and whether that depends on which drug is judged.
 
+    `needs`: a question without whose yes, or not known, the rule can't fire; None where no single one is needed.
+    """
+
+    rule: Rule
     questions: tuple[Question, ...]
     verdict: Callable[[Answers], Truth]
     of_the_drug: bool
+    needs: Question | None
+
+
+class Truths(dict[Question, Truth]):
+    """Answers to questions, each found when it is first looked up: a verdict reads them without a call of ours from then on."""
+
+    def __init__(self, find: Answers) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, question: Question) -> Truth:
+        found = self[question] = self._find(question)
+        return found
 
 
 class Plan:
@@ -44,7 +61,7 @@ class Plan:
 
     def __init__(self, rules: RuleSet) -> None:
         self._rules = rules
-        self._in_force: dict[Case, tuple[tuple[Rule, tuple[str, ...]], ...]] = {}
+        self._in_force: dict[Case, tuple[tuple[Asks, tuple[str, ...]], ...]] = {}
         self._compared: dict[Case, tuple[tuple[str, Rule], ...]] = {}
 
     @cached_property
@@ -58,15 +75,15 @@ class Plan:
 
     def in_force(
         self, drugs: tuple[str, ...], scope: str, decision: str, option: str | None, today: date
-    ) -> tuple[tuple[Rule, tuple[str, ...]], ...]:
-        """Rules in force on a day about an option, or about what is taken, each with those of the drugs that it judges."""
+    ) -> tuple[tuple[Asks, tuple[str, ...]], ...]:
+        """What rules in force on a day ask about an option, or about what is taken, each with those of the drugs that it judges."""
         key = (drugs, scope, decision, option, today)
         known = self._in_force.get(key)  # read once: another thread may make room in between
         if known is None:
             found: dict[int, tuple[Rule, list[str]]] = {}
             for drug, rule in self._pairs(*key):
                 found.setdefault(id(rule), (rule, []))[1].append(drug)
-            known = _room(self._in_force)[key] = tuple((rule, tuple(judged)) for rule, judged in found.values())
+            known = _room(self._in_force)[key] = tuple((self.asks(rule), tuple(judged)) for rule, judged in found.values())
         return known
 
     def compared(self, drugs: tuple[str, ...], decision: str, option: str, today: date) -> tuple[tuple[str, Rule], ...]:
@@ -99,12 +116,12 @@ def plan(rules: RuleSet) -> Plan:
     return Plan(rules)
 
 
-def verdict(expression: Expression, place: dict[Atom, int]) -> Callable[[Answers], Truth]:
+def verdict(expression: Expression, questions: dict[Atom, Question]) -> Callable[[Answers], Truth]:
     """The condition as a function: Kleene's logic, asking no further where an answer decides."""
     if isinstance(expression, Atom):
-        number = place[expression]
-        return lambda look: look(number)
-    parts = [verdict(part, place) for part in expression.parts]
+        question = questions[expression]
+        return lambda look: look(question)
+    parts = [verdict(part, questions) for part in expression.parts]
     return _opposite(parts[0]) if expression.word == "not" else _joined(parts, decided=expression.word == "or")
 
 
@@ -132,11 +149,19 @@ def _joined(parts: Iterable[Callable[[Answers], Truth]], *, decided: bool) -> Ca
 
 
 def _asks(rule: Rule, shared: dict[tuple[Atom, Freshness | None], Question]) -> Asks:
-    questions = []
+    questions: dict[Atom, Question] = {}
     for atom in rule.atoms:
         measured = atom.sign and atom.word not in UNITS
         fresh = next(entry for entry in rule.requires if entry.input == atom.word) if measured else None
         of_the_drug = atom.word in ("takes_drug", "interacts") or (atom.word.endswith("_allergy") and atom.names[0] == "this")
-        questions.append(shared.setdefault((atom, fresh), Question(atom, fresh, of_the_drug)))
-    place = {atom: number for number, atom in enumerate(rule.atoms)}
-    return Asks(tuple(questions), verdict(rule.expression, place), any(question.of_the_drug for question in questions))
+        questions[atom] = shared.setdefault((atom, fresh), Question(atom, fresh, of_the_drug))
+    asked = tuple(questions[atom] for atom in rule.atoms)
+    needs = next((questions[atom] for atom in needed(rule.expression)), None)
+    return Asks(rule, asked, verdict(rule.expression, questions), any(question.of_the_drug for question in asked), needs)
+
+
+def needed(expression: Expression) -> tuple[Atom, ...]:
+    """Atoms of which each makes the whole condition false where it is false."""
+    if isinstance(expression, Atom):
+        return (expression,)
+    return tuple(atom for part in expression.parts for atom in needed(part)) if expression.word == "and" else ()

@@ -14,7 +14,7 @@ from math import isnan
 from typing import Literal, NamedTuple
 
 from components.decision import Decision
-from components.questions import Asks, Question, plan
+from components.questions import Asks, Question, Truths, plan
 from components.rules import UNITS, Atom, Rule, RuleSet, Truth, units_of
 from features.alleles import INDETERMINATE, called, phenotypes
 
@@ -169,13 +169,19 @@ def _option(name: str, drugs: tuple[str, ...], findings: tuple[Finding, ...]) ->
     )
 
 
-def _findings(asked: "Asked", judged: Iterable[tuple[Rule, tuple[str, ...]]]) -> tuple[Finding, ...]:
+def _findings(asked: "Asked", judged: Iterable[tuple[Asks, tuple[str, ...]]]) -> tuple[Finding, ...]:
     """One finding a rule and effect, with the drugs that it is about."""
     found: dict[tuple[str, Effect], Finding] = {}
-    alike = ((rule, group) for rule, drugs in judged for group in ([(drug,) for drug in drugs] if asked.depends(rule) else [drugs]))
-    for rule, drugs in alike:
-        verdict, used, missing = asked.judge(rule, drugs[0])
+    alike = (  # most rules say nothing of most patients: one answer tells
+        (asks, group)
+        for asks, drugs in judged
+        if asks.needs is None or asked.truth[asks.needs] is not False
+        for group in ([(drug,) for drug in drugs] if asked.depends(asks) else (drugs,))
+    )
+    for asks, drugs in alike:
+        verdict, used, missing = asked.told(asks, drugs[0])
         if verdict is not False:
+            rule = asks.rule
             effect: Effect = rule.action if verdict else _GAP[rule.on_missing]
             so_far = found.get((rule.rule_id, effect), Finding(rule, effect, (), (), ()))
             used, missing = tuple(dict.fromkeys(so_far.used + used)), tuple(dict.fromkeys(so_far.missing + missing))
@@ -194,24 +200,31 @@ class Asked:
     def __init__(self, rules: RuleSet, facts: Facts) -> None:
         self.rules, self.facts, self._plan = rules, facts, plan(rules)
         self._known: dict[Question, bool | Missing] = {}
-        self._told: dict[int, Judged] = {}
-        self._depends: dict[int, bool] = {}
+        self.truth = Truths(self._for_all)
+        self._told: dict[Asks, Judged] = {}
+        self._depends: dict[Asks, bool] = {}
 
     def judge(self, rule: Rule, drug: str) -> Judged:
         """As `judge`."""
-        told = self._told.get(id(rule))
+        return self.told(self._plan.asks(rule), drug)
+
+    def told(self, asks: Asks, drug: str) -> Judged:
+        """As `judge`, of what a rule asks."""
+        told = self._told.get(asks)
         if told is None:
-            told = self._judge(self._plan.asks(rule), drug)
-            if not self.depends(rule):
-                self._told[id(rule)] = told
+            told = self._judge(asks, drug)
+            if not self.depends(asks):
+                self._told[asks] = told
         return told
 
-    def depends(self, rule: Rule) -> bool:
+    def depends(self, asks: Asks) -> bool:
         """Whether the verdict may differ between drugs: only where an allergy, or a drug taken now, is one that the rule asks for."""
-        found = self._depends.get(id(rule))
+        if not asks.of_the_drug:
+            return False
+        found = self._depends.get(asks)
         if found is None:
-            asked = [question.atom for question in self._plan.asks(rule).questions if question.of_the_drug]
-            found = self._depends[id(rule)] = any(self._matters(atom) for atom in asked)
+            asked = [question.atom for question in asks.questions if question.of_the_drug]
+            found = self._depends[asks] = any(self._matters(atom) for atom in asked)
         return found
 
     def _matters(self, atom: Atom) -> bool:
@@ -220,8 +233,9 @@ class Asked:
         return any(not self.rules.members[name].isdisjoint(self.facts.drugs or ()) for name in atom.names)
 
     def _judge(self, asks: Asks, drug: str) -> Judged:
-        verdict = asks.verdict(lambda number: None if isinstance(found := self._answer(asks.questions[number], drug), Missing) else found)
-        if verdict is False:  # most rules for most patients: nothing is told of them
+        look = (lambda question: _truth(self._answer(question, drug))) if asks.of_the_drug else self.truth.__getitem__
+        verdict = asks.verdict(look)
+        if verdict is False:
             return False, (), ()
         answers = [(question.atom, self._answer(question, drug)) for question in asks.questions]
         used = tuple(_told(atom, self.facts) for atom, answer in answers if answer is True)
@@ -235,6 +249,14 @@ class Asked:
         if found is None:
             found = self._known[question] = _answer(question, self.rules, drug, self.facts)
         return found
+
+    def _for_all(self, question: Question) -> Truth:
+        """The answer for every drug there is; None also where it depends on the drug."""
+        return None if question.of_the_drug and self._matters(question.atom) else _truth(self._answer(question, ""))
+
+
+def _truth(answer: bool | Missing) -> Truth:
+    return None if isinstance(answer, Missing) else answer
 
 
 def _told(atom: Atom, facts: Facts) -> str:

@@ -87,7 +87,7 @@ class _Beyond:
     """One patient, and the same patient past each threshold: what does not depend on the drug is worked out once."""
 
     def __init__(self, rules: RuleSet, facts: Facts) -> None:
-        self._rules, self._facts, self._now = rules, facts, Asked(rules, facts)
+        self._rules, self._facts, self._now, self._plan = rules, facts, Asked(rules, facts), plan(rules)
         self._past: dict[Crossing, Asked] = {}
         self._told: dict[int, tuple[tuple[Crossing, bool], ...]] = {}
 
@@ -96,7 +96,7 @@ class _Beyond:
         told = self._told.get(id(rule))
         if told is None:
             told = tuple(self._turns(rule, drug))
-            if not self._now.depends(rule):
+            if not self._now.depends(self._plan.asks(rule)):
                 self._told[id(rule)] = told
         return told
 
