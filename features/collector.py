@@ -100,7 +100,7 @@ class Collected:
         if self.spool is not None:
             path = self.spool / f"{name}-{group:04d}"
             return np.fromfile(path, kind) if path.exists() else np.zeros(0, kind)
-        return np.concatenate(self.kept[name]) if self.kept[name] and group == 0 else np.zeros(0, kind)
+        return np.concatenate(self.kept[name]) if self.kept[name] else np.zeros(0, kind)
 
 
 class Collector:
@@ -114,7 +114,7 @@ class Collector:
         self, key: PseudonymKey, now_us: int, spool: Path | None = None, known: Mapping[str, str | None] | None = None, groups: int = GROUPS
     ) -> None:
         self.key, self.now_us = key, now_us
-        self.collected = Collected(spool=spool, groups=groups)
+        self.collected = Collected(spool=spool, groups=1 if spool is None else groups)  # in memory everything is one group
         self._digits = len(f"{groups - 1:x}")
         self._first: dict[str, str | None] = {}
         self._near: dict[str, str | None] = {}  # Medications of the file that is read

@@ -9,6 +9,7 @@ XGBoost's; they are summed in double precision. Axis suffixes: N rows, F feature
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from features.feature import Floats, Ints
 Leaves = npt.NDArray[np.uint16]  # a bit for every leaf of a tree
 Tree = dict[str, Any]  # as XGBoost's JSON has it
 MOST_LEAVES = 16
+BIAS = 127
 AT_ONCE = 64  # rows: what lies between them and their sum then fits into the cache
 MISSING = 0xFF800001  # as an ordered number: just beyond infinity, where NaN stands
 
@@ -113,6 +115,11 @@ class _Grove:
         option_KT = np.bitwise_and.reduce(left_DT[rows_KF], axis=1)
         return cls(threshold_D=threshold_D, left_DT=left_DT, option_KT=option_KT, value_TL=value_TL)
 
+    @cached_property
+    def _first_T(self) -> Ints:
+        """Where the leaves of each tree begin, less BIAS."""
+        return np.arange(0, self.value_TL.size, MOST_LEAVES) - BIAS
+
     def _rows(self, x_NF: Floats, first: int = 0) -> Ints:
         """Row of the table for the values of consecutive features."""
         feature_F = np.arange(first, first + x_NF.shape[1])
@@ -127,10 +134,10 @@ class _Grove:
         return np.concatenate([self._sum(x_NF[first : first + AT_ONCE], parts) for first in starts])
 
     def _sum(self, x_NF: Floats, parts: int) -> Floats:
-        leaf_NKT = _place(self._left(x_NF)[:, None, :] & self.option_KT)
-        leaf_NKT += np.arange(0, self.value_TL.size, MOST_LEAVES, dtype=np.int32)
+        place_NKT = _place(self._left(x_NF)[:, None, :] & self.option_KT)
+        leaf_NKT = np.add(place_NKT, self._first_T, dtype=np.int64)
         shape = (len(x_NF), parts * len(self.option_KT), len(self.value_TL) // parts)
-        return np.asarray(self.value_TL.ravel()[leaf_NKT].reshape(shape).sum(2))
+        return np.asarray(self.value_TL.ravel().take(leaf_NKT, mode="clip").reshape(shape).sum(2))
 
     def _left(self, x_NF: Floats) -> Leaves:
         """What all features leave of every tree, N by T. Features that are alike in all rows, as in tried rows, are looked at once."""
@@ -164,8 +171,10 @@ def _table(splits: Sequence[_Split], every_T: Leaves, features: int) -> tuple[In
 
 
 def _place(bit: Leaves) -> npt.NDArray[np.int32]:
-    """Number of the one bit that is set: the exponent of a power of two."""
-    return (bit.astype(np.float32).view(np.int32) >> 23) - 127
+    """Number of the one bit that is set, and BIAS: the exponent of a power of two as single precision holds it."""
+    found = bit.astype(np.float32).view(np.int32)
+    found >>= 23
+    return found
 
 
 def _ordered(x: npt.ArrayLike) -> Ints:
