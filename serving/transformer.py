@@ -79,6 +79,7 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
         self._upstream: Upstream | None = None
         self.metrics = metrics or Metrics()
         self._reading = Pool("store", threads=2, waiting=64)
+        self._making = Pool("inline", threads=1, waiting=64)  # it computes: two would wait for each other, and use more time for it
         self._checking = Pool("canary", threads=1, waiting=1)
 
     @property
@@ -155,7 +156,8 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
         """Pseudonym and row of each query: from its Bundle, or from the store. Off the event loop."""
         try:
             async with asyncio.timeout(STORE_S):
-                return await self._reading.run(self._read, queries)
+                pool = self._making if all(query.bundle is not None for query in queries) else self._reading
+                return await pool.run(self._read, queries)
         except UnknownPatient as error:
             raise NotFound(str(error)) from None
         except TimeoutError:
