@@ -273,7 +273,7 @@ def of_sizes(place: Path) -> list[tuple[str, Callable[[Path], Path]]]:
     found = [("simulated", lambda to, patients=patients: simulated(to, patients)) for patients in (2_000, 8_000, 80_000)]
     if (SHARED / "synthea_615").is_dir():
         real = unpack(SHARED / "synthea_615", place / "synthea")
-        found += [(f"Synthea, 615 patients {times} times", lambda to, times=times: copied(real, to, times)) for times in (1, 10)]
+        found += [(f"Synthea, {615 * times:,} patients", lambda to, times=times: copied(real, to, times)) for times in (1, 10)]
     return found
 
 
