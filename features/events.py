@@ -56,6 +56,13 @@ def of_source(origin: str, key: PseudonymKey, now_us: int) -> pa.Table:
     return _in_memory([collector.finish()], Collector(key, now_us))
 
 
+def cleared(out: Path) -> None:
+    """The folder of an ingest, without what a killed one left of patients there."""
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(".spool*"):
+        shutil.rmtree(left)
+
+
 def ingest(
     origin: str,
     out: Path,
@@ -77,9 +84,7 @@ def ingest(
     """
     now_us, tasks = _micros(now or datetime.now(UTC)), source.tasks(origin)
     groups = finer(sum(source.weights(tasks)))
-    out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(".spool*"):  # of a run that was killed
-        shutil.rmtree(left)
+    cleared(out)
     with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as place:
         spool = Path(place)
         collector = Collector(key, now_us, _folder(spool / "read"), groups=groups)

@@ -23,7 +23,7 @@ from features import engines, source
 from features.account import Account, Refusal
 from features.assembly import Assembly
 from features.collector import Collector
-from features.events import Dates, finer, offsets, read_tasks, write_account, writer
+from features.events import Dates, cleared, finer, offsets, read_tasks, write_account, writer
 from features.events import ingest as alone
 from features.footer import Joined
 from features.parts import Place, facts, load, load_settled, of_group, save, save_settled
@@ -222,7 +222,7 @@ def ingest(
     import cryptography.fernet  # noqa: F401 - else each process imports it anew
 
     now_us = int((now or datetime.now(UTC)).timestamp() * 1_000_000)
-    out.mkdir(parents=True, exist_ok=True)
+    cleared(out)
     with (
         tempfile.TemporaryDirectory(prefix=".spool", dir=out) as folder,
         engines.opened(engine, shards) as run,

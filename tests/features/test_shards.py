@@ -240,6 +240,14 @@ def test_a_place_where_an_ingest_was_killed_holds_nothing_of_it(small_export: Pa
     assert [path.name for path in place.iterdir()] == ["plan.json"]
 
 
+def test_what_a_killed_ingest_left_beside_the_events_goes(uneven: Path, alone: Path, tmp_path: Path) -> None:
+    (tmp_path / ".spoolx1" / "shuffle").mkdir(parents=True)
+    (tmp_path / ".spoolx1" / "shuffle" / "facts-0003").write_bytes(CANARY.encode())
+    shards.ingest(str(uneven), tmp_path, KEY, shards=2, now=NOW)
+    same(alone, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
 def test_a_join_whose_result_was_lost_is_done_again(uneven: Path, alone: Path, tmp_path: Path) -> None:
     by_hand(uneven, tmp_path / "place", tmp_path / "lost", 2)
     shutil.rmtree(tmp_path / "lost")
