@@ -122,21 +122,23 @@ def negative_control(name: str, control_N: Floats, training: Training, propensit
     """Joint Wald test of the options in a regression on every feature and on what was given beyond what the features foretold.
 
     Doubly robust and heteroscedasticity-consistent (the partially linear model of Robinson 1988). Without inverse weights, which leave
-    half of the effective patients. None where the control was measured in too few patients to say anything.
+    half of the effective patients. None where the control was measured in too few patients, or is the same in all: it says nothing then.
     """
     from scipy.stats import chi2
 
-    seen = ~np.isnan(control_N)
+    seen = np.isfinite(control_N)
     arms = [k for k in range(training.options) if (seen & (training.option_N == k)).sum() >= FEWEST]
     columns_ND = _filled(training)
     rows = seen & np.isin(training.option_N, arms)
     if len(arms) < 2 or rows.sum() < 2 * columns_ND.shape[1]:
         return None
+    spread = float(control_N[rows].std())
+    if spread <= 1e-9 * max(1.0, abs(float(control_N[rows].mean()))):  # the same in all: it says nothing
+        return None
     foretold_NK = propensity_NK[rows][:, arms] / np.maximum(propensity_NK[rows][:, arms].sum(1, keepdims=True), 1e-6)
     beyond_NK = np.stack([training.option_N[rows] == k for k in arms], axis=1) - foretold_NK
     centred_ND = columns_ND[rows] - columns_ND[rows].mean(0)
     design_ND = np.concatenate([beyond_NK[:, 1:], np.ones((len(centred_ND), 1)), centred_ND], axis=1)
-    spread = float(control_N[rows].std()) or 1.0
     effect_D, cov_DD = _regression(design_ND, control_N[rows] / spread)
     cov = cov_DD[: len(arms) - 1, : len(arms) - 1]  # of the differences from the first option
     difference = effect_D[: len(arms) - 1]

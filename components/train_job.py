@@ -170,8 +170,8 @@ class Jobs:
             return cls(Cluster().client)
         except ClusterError:
             raise TrainJobError(
-                "A TrainJob was asked for, but this process has no access to a cluster. Mount the service account's token, or leave "
-                "`training` out of the cluster file."
+                "A TrainJob was asked for, but this process has no access to a cluster. Mount the service account's token, correct "
+                "KUBECONFIG where it is set, or leave `training` out of the cluster file."
             ) from None
 
     def known(self) -> bool:

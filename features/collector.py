@@ -106,8 +106,9 @@ class Collected:
 class Collector:
     """Turns received lines into columns, keeping account of every one.
 
-    A request's Medication is that of its own file, else the first of that id in the source. `known`: who reads a share of a source can't
-    tell what is first; what is not known here waits for the end. None: everything is read here, in order.
+    A request's Medication is that of its own file (of a large file, of its own piece of 4 MB), else the first of that id in the source.
+    `known`: who reads a share of a source can't tell what is first; what is not known here waits for the end. None: everything is read
+    here, in order.
     """
 
     def __init__(
@@ -132,8 +133,6 @@ class Collector:
 
     def begin(self, file: str, task: int, place: str = "") -> None:
         """What follows is of a file, or of the piece of it that begins at `place`."""
-        if task < self._task:
-            self._flush()  # the rows of one flush ascend: the first of a patient is the lowest
         self.file, self._task, self._number, self._place = file, task, 0, f"{file}{place}"
         self._near.clear()
         self._plain = True  # until a line has to be looked at by itself
@@ -339,7 +338,7 @@ class Collector:
             self._spool()
 
     def _numbered(self, patients: list[str], row: Ints, count: Ints) -> Ints:
-        """Number of each fact's patient; of each patient the first row is kept."""
+        """Number of each fact's patient; of each patient the lowest row is kept, in whatever order they come."""
         known, collected = self._patients, self.collected
         each = list(map(known.get, patients))
         if None in each:
@@ -351,8 +350,9 @@ class Collector:
                     collected.first_rows.append(NEVER_US)
             each = [known[patient] for patient in patients]
         numbers = np.repeat(np.array(each, np.int64), count)
-        first, at = np.unique(numbers, return_index=True)
-        for number, place in zip(first.tolist(), row[at].tolist(), strict=True):
+        order = np.argsort(row, kind="stable")
+        first, at = np.unique(numbers[order], return_index=True)
+        for number, place in zip(first.tolist(), row[order[at]].tolist(), strict=True):
             collected.first_rows[number] = min(collected.first_rows[number], place)
         return numbers
 

@@ -23,6 +23,7 @@ from features import engines, source
 from features.account import Account, Refusal
 from features.assembly import Assembly
 from features.collector import Collector
+from features.errors import ConcordantError
 from features.events import Dates, cleared, finer, offsets, read_tasks, write_account, writer
 from features.events import ingest as alone
 from features.footer import Joined
@@ -40,9 +41,6 @@ def fingerprinted(origin: str, key: PseudonymKey) -> dict[str, Any]:
 def sentence(told: dict[str, Any]) -> str:
     """A summary in one line for people."""
     return "{received:,} resources, {quarantined:,} in quarantine, {events:,} events of {patients:,} patients".format(**told)
-
-
-_LOOK_S = 0.005  # between looks at whether a group is there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +192,12 @@ def _awaited(place: Place, name: str, building: Future[Any] | None) -> bytes:
     while building is not None and not building.done():
         if content := place.read(name):
             return content
-        time.sleep(_LOOK_S)
+        time.sleep(0.005 if place.local is not None else 0.2)  # elsewhere each look is a request
     if building is not None:
         building.result()  # raises what stopped it
-    return place.read(name)
+    if not (content := place.read(name)):
+        raise ConcordantError(f"{name} is not at the place of these shards: a group was not built. Run the ingest again.")
+    return content
 
 
 def ingest(

@@ -19,7 +19,8 @@ from serving.protocol import v2_answer, v2_texts
 from serving.schema import BadRequest, Explanation, FeatureRow, PatientQuery, Response, instances
 from serving.upstream import Upstream
 
-STORE_S = 0.8  # to read the rows of a request
+STORE_S = 0.8  # to read the stored rows of a request
+INLINE_S = 0.8  # to make the rows of the records that it brings
 
 
 class Answers(BaseModel):
@@ -156,23 +157,29 @@ class Transformer(kserve.Model):  # type: ignore[misc]  # kserve has no types
         """Pseudonym and row of each query: from its Bundle, or from the store. Off the event loop."""
         try:
             async with asyncio.timeout(STORE_S):
-                pool = self._making if all(query.bundle is not None for query in queries) else self._reading
-                return await pool.run(self._read, queries)
+                stored = [query for query in queries if query.bundle is None]
+                found = iter(await self._reading.run(self._stored, stored) if stored else ())
         except UnknownPatient as error:
             raise NotFound(str(error)) from None
         except TimeoutError:
             raise Unavailable("FEATURE_STORE_DOWN", "The feature store is too slow. Ask again.") from None
-
-    def _read(self, queries: Sequence[PatientQuery]) -> tuple[list[str], list[FeatureRow]]:
-        stored = [query for query in queries if query.bundle is None]
         try:
-            found = iter(self._patients.rows(stored)) if stored else iter(())
+            async with asyncio.timeout(INLINE_S):  # one by one, so that others' records come between
+                told = [
+                    (self._patients.named(query), next(found)) if query.bundle is None else await self._making.run(self._brought, query)
+                    for query in queries
+                ]
+        except TimeoutError:
+            raise Unavailable("OVERLOADED", "The inline records take too long. Ask again, with fewer of them at once.") from None
+        return [who for who, _ in told], [row for _, row in told]
+
+    def _stored(self, queries: Sequence[PatientQuery]) -> Sequence[FeatureRow]:
+        try:
+            return self._patients.rows(queries)
         except UnknownPatient:
             raise
         except Exception:
             raise Unavailable("FEATURE_STORE_DOWN", "The feature store gives no row that can be trusted. Ask again.") from None
-        told = [(self._patients.named(query), next(found)) if query.bundle is None else self._brought(query) for query in queries]
-        return [who for who, _ in told], [row for _, row in told]
 
     def _brought(self, query: PatientQuery) -> tuple[str, FeatureRow]:
         if self._inline is None or query.bundle is None:

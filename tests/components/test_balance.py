@@ -122,6 +122,15 @@ def test_an_option_that_hardly_anybody_was_given_is_left_out_of_the_test() -> No
     assert calm is not None and calm.p > 0.01
 
 
+def test_a_control_that_is_the_same_in_all_says_nothing_and_one_that_is_no_number_counts_as_not_measured() -> None:
+    data, e_NK, u_N = given(3000, 1.0, 0.5)
+    for value in (0.0, 7.3):
+        assert negative_control("c", np.full(3000, value), data, e_NK) is None
+    broken_N, missing_N = u_N.copy(), u_N.copy()
+    broken_N[5], missing_N[5] = np.inf, np.nan
+    assert negative_control("c", broken_N, data, e_NK) == negative_control("c", missing_N, data, e_NK)
+
+
 def test_a_control_that_hardly_anybody_has_says_nothing() -> None:
     data, e_NK, u_N = given(300, 1.0)
     assert negative_control("c", np.where(np.arange(300) < 20, u_N, np.nan), data, e_NK) is None

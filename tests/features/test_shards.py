@@ -240,6 +240,31 @@ def test_a_place_where_an_ingest_was_killed_holds_nothing_of_it(small_export: Pa
     assert [path.name for path in place.iterdir()] == ["plan.json"]
 
 
+def test_patients_keep_their_order_where_an_unusual_line_is_read_after_a_later_one(tmp_path: Path) -> None:
+    """A full batch of other resources stands before it, in one process only."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "aa.ndjson").write_bytes(lines([{"resourceType": "Patient", "id": f"p{n}", "birthDate": "1950-02-03"} for n in range(3_999)]))
+    unusual = [observation("", 40) | {"subject": {"reference": f"Patient/{name}"}} for name in ("A", "B")]
+    for each in unusual:
+        del each["id"]
+    (source / "bb.ndjson").write_bytes(lines([*unusual, {"resourceType": "Patient", "id": "A", "birthDate": "1950-02-03"}]))
+    for count in (1, 2, 3):
+        shards.ingest(str(source), tmp_path / str(count), KEY, shards=count, now=NOW)
+    same(tmp_path / "1", tmp_path / "2")
+    same(tmp_path / "1", tmp_path / "3")
+    table = events.read(tmp_path / "1")
+    ordinal = dict(zip(table["patient_id"].to_pylist(), table["ordinal"].to_pylist(), strict=True))
+    assert (ordinal[KEY.pseudonym("A")], ordinal[KEY.pseudonym("B")]) == (3_999, 4_000)
+
+
+def test_a_join_of_a_group_that_was_not_built_says_so(uneven: Path, tmp_path: Path) -> None:
+    by_hand(uneven, tmp_path / "place", tmp_path / "out", 2)
+    (tmp_path / "place" / "events" / "0003.parquet").unlink()
+    with pytest.raises(ConcordantError, match="was not built"):
+        shards.join(str(tmp_path / "place"), tmp_path / "again")
+
+
 def test_what_a_killed_ingest_left_beside_the_events_goes(uneven: Path, alone: Path, tmp_path: Path) -> None:
     (tmp_path / ".spoolx1" / "shuffle").mkdir(parents=True)
     (tmp_path / ".spoolx1" / "shuffle" / "facts-0003").write_bytes(CANARY.encode())
