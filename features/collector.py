@@ -272,16 +272,8 @@ class Collector:
     def _flush(self) -> None:
         """Move what was read one by one into columns."""
         if self._versions:
-            identities, recorded, updated, version, row, line, kind, refused, patients, count, outcomes = zip(*self._versions, strict=True)
-            numeric = {
-                "recorded": recorded,
-                "updated": updated,
-                "version": version,
-                "row": row,
-                "line": line,
-                "kind": kind,
-                "refused": refused,
-            }
+            identities, *told, patients, count, outcomes = zip(*self._versions, strict=True)
+            numeric = dict(zip(("recorded", "updated", "version", "row", "line", "kind", "refused"), told, strict=True))
             columns: Sequence[Any] = list(zip(*self._facts, strict=True)) or [()] * 6
             facts = dict(zip(("time", "recorded", "value"), columns[1:4], strict=True))
             for name, words, column in (("concept", self._concepts, 0), ("code", self._codes, 4), ("unit", self._units, 5)):
