@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from features.errors import ConcordantError
+from pipelines.port import free_port
 
 STARTING_S = 90.0
 
@@ -30,7 +30,7 @@ class Endpoints:
         if not (run / "bundle").is_dir() or not (run / "store").is_dir():
             raise ConcordantError(f"{run} is not a run folder: it needs bundle/ and store/. Make one with: concordant run glucose_lowering")
         self._run, self._key_file, self._audit, self._more = run, key_file, audit, tuple(more)
-        self._port, self._predictor_port = (port, port + 1) if port else (_free_port(), _free_port())
+        self._port, self._predictor_port = (port, port + 1) if port else (free_port(), free_port())
         self.name = json.loads((run / "run.json").read_text(encoding="utf-8"))["decision"]
         self.base = f"http://127.0.0.1:{self._port}"
         self.url = f"{self.base}/v1/models/{self.name}:predict"
@@ -131,9 +131,3 @@ def served(base: str) -> str:
             return str(json.load(reply)["models"][0])
     except (urllib.error.URLError, ConnectionError, TimeoutError, KeyError, IndexError, ValueError):
         raise ConcordantError(f"Nothing answers at {base}. Start it with: concordant serve   (or ask with --start)") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

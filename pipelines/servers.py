@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from features.errors import ConcordantError
+from pipelines.port import free_port
 
 STARTING_S = 30.0
 PROGRAMS = {"redis": ("redis-server", "redis-server"), "postgresql": ("postgres", "postgresql")}  # kind: program, Debian's package
@@ -25,7 +26,7 @@ class LocalServer:
     def __init__(self, kind: str, folder: Path, port: int | None = None) -> None:
         if kind not in PROGRAMS:
             raise ConcordantError(f"There is no local server {kind!r}. Give one of: {', '.join(PROGRAMS)}.")
-        self.kind, self.folder, self.port = kind, folder.resolve(), port or _free_port()
+        self.kind, self.folder, self.port = kind, folder.resolve(), port or free_port()
         self._account: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -147,9 +148,3 @@ def _lesser() -> str:
 def _last(text: bytes) -> str:
     lines = text.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it says nothing"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

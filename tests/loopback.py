@@ -1,6 +1,7 @@
 """A server of the test's own on a free port of 127.0.0.1, for as long as it is used."""
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +37,15 @@ class Json(Quiet):
 
 
 @contextmanager
-def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Its address."""
+def listening(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Its address; with TLS by the name localhost, which certificates hold."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'http://127.0.0.1' if tls is None else 'https://localhost'}:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

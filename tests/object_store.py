@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.port import free_port
+
 
 @dataclass(frozen=True)
 class ObjectStore:
@@ -23,9 +25,7 @@ class ObjectStore:
 @contextmanager
 def object_store(bucket: str, denied: str) -> Iterator[ObjectStore]:
     """With one bucket and one user, who may do everything but read what lies under `denied`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     first = {"INITIAL_NO_AUTH_ACTION_COUNT": "4"}  # the four calls below

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from components import decision as decisions
 from components.artifact import seal
 from components.cohort import Cohort
 from features.rows import Rows
+from pipelines.port import free_port
 
 TEXT = decisions.path_of("glucose_lowering").read_text(encoding="utf-8")
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
@@ -45,13 +45,6 @@ def inputs(home: Path, rows: int) -> tuple[Path, Path]:
     for folder in (cohort, features):
         seal(folder)
     return cohort, features
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def nodes(job: dict[str, Any], logs: Path) -> list[subprocess.Popen[bytes]]:

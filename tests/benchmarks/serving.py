@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ sys.path.remove(str(Path(__file__).parent))  # else this file would hide the pac
 from components.bundle import load
 from features.events import PseudonymKey
 from features.store import Rows
+from pipelines.port import free_port
 from pipelines.serve import Endpoints
 
 SECONDS = 4.0
@@ -70,13 +70,6 @@ while time.monotonic() < over:
 took.sort()
 print(f"p50 {took[len(took) // 2] * 1e3:.0f} ms, p99 {took[int(len(took) * 0.99)] * 1e3:.0f} ms, {len(took)} times")
 """
-
-
-def free_port() -> int:
-    """A port of loopback that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,14 +17,9 @@ from helm_cli import CHART, render
 
 from components.artifact import manifest_sha256
 from components.rollout import PIN
+from pipelines.port import free_port
 
 MOUNTS = ("/mnt/models", "/store", "/key", "/audit", "/hooks")
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
 
 
 def read_only(folder: Path) -> None:

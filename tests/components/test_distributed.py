@@ -15,7 +15,7 @@ import pytest
 import torch
 from kubernetes import client
 from safetensors.numpy import load_file
-from train_cluster import TEXT, Cluster, end, free_port, inputs, nodes, workers
+from train_cluster import TEXT, Cluster, end, inputs, nodes, workers
 from worlds import world
 
 from components import distributed, train_job
@@ -23,6 +23,7 @@ from components.artifact import code_digest
 from components.models import fusion_training
 from components.models.fusion import Fusion, Settings
 from features.errors import ConcordantError
+from pipelines.port import free_port
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 TRAINING, _ = world()

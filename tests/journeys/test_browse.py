@@ -1,6 +1,5 @@
 """An analyst opens the feature store: a feature by name, its meaning and unit, the service that uses it; and can change nothing."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from components.study import rows_at
 from features import events, store
 from features.events import PseudonymKey, ingest
 from features.feature import Events
+from pipelines.port import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -40,9 +40,7 @@ def filled(small_export: Path, key: PseudonymKey, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def address(filled: Path) -> Iterator[str]:
     """`concordant browse`, running."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-W", "ignore", "-m", "pipelines", "browse", "--bundle", str(filled), "--port", str(port)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:

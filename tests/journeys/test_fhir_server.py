@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from features.mirror import Mirror
 from features.server import Settings, fetch
 from features.smart import ClientKey, new_key
 from features.transport import Patience
+from pipelines.port import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fhir_server")]
 PATIENTS = 101
@@ -67,9 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     elliptic, classic = folder / "elliptic.pem", folder / "classic.pem"
     classic.write_bytes(rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     base = f"http://127.0.0.1:{port}/fhir"
     clients = [{"client_id": path.stem, "jwks": new_key(path).jwks(), "scopes": "system/*.rs"} for path in (elliptic, classic)]
     auth = {"types": ["smart", "bearer"], "tokens": [LOADER], "smart_clients": clients, "token_lifetime": 2}

@@ -4,12 +4,10 @@ import base64
 import hmac
 import json
 import ssl
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from loopback import Quiet, listening
 
 from features.errors import ConcordantError
 from serving.ehr_token import Gate, Issuer, Refused, Trusted
@@ -117,21 +116,13 @@ def key_server(tmp_path: Path) -> Iterator[tuple[str, httpx.Client, list[str]]]:
     """An https server of keys: its address, a client that trusts it, and what was asked of it."""
     asked: list[str] = []
 
-    class Keys(BaseHTTPRequestHandler):
+    class Keys(Quiet):
         def do_GET(self) -> None:
             asked.append(self.path)
             if self.path == "/moved":
-                self.send_response(302)
-                self.send_header("location", "/keys")
-                self.end_headers()
-                return
-            self.send_response(200)
-            self.send_header("cache-control", "max-age=600" if self.path == "/keys" else "no-store")
-            self.end_headers()
-            self.wfile.write(json.dumps(_keys()).encode())
-
-        def log_message(self, *arguments: object) -> None:
-            pass
+                self.say(302, location="/keys")
+            else:
+                self.say(200, json.dumps(_keys()).encode(), cache_control="max-age=600" if self.path == "/keys" else "no-store")
 
     name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "localhost")])
     own = ec.generate_private_key(ec.SECP256R1())
@@ -142,16 +133,11 @@ def key_server(tmp_path: Path) -> Iterator[tuple[str, httpx.Client, list[str]]]:
     certificate = tmp_path / "certificate.pem"
     plain = own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     certificate.write_bytes(plain + made.sign(own, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Keys)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    with httpx.Client(verify=ssl.create_default_context(cafile=str(certificate)), follow_redirects=False) as client:
-        yield f"https://localhost:{server.server_port}", client, asked
-    server.shutdown()
-    server.server_close()
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with listening(Keys, tls=context) as base, httpx.Client(verify=trusting, follow_redirects=False) as client:
+        yield base, client, asked
 
 
 def test_keys_are_fetched_from_the_listed_address_and_kept_as_long_as_it_says(key_server: tuple[str, httpx.Client, list[str]]) -> None:

@@ -15,7 +15,8 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as stubs
 from served import ask
 
-from pipelines.serve import Endpoints, _free_port
+from pipelines.port import free_port
+from pipelines.serve import Endpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("whole")]
 
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("whole")]
 @contextmanager
 def transformer(run: WholeRun, endpoints: Endpoints) -> Iterator[Any]:
     """A transformer of its own with a gRPC port, before the predictor that is there; yields a stub."""
-    port, wire = _free_port(), _free_port()
+    port, wire = free_port(), free_port()
     given = ["--store", str(run.folder / "store"), "--key-file", str(run.workspace / "pseudonym.key"), "--drain-wait", "0"]
     given += ["--predictor", f"127.0.0.1:{endpoints._predictor_port}", "--port", str(port), "--grpc-port", str(wire)]
     process = subprocess.Popen([sys.executable, "-m", "serving", "transformer", "--name", endpoints.name, *given])

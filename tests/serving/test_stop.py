@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,16 +14,11 @@ import pytest
 from conftest import WholeRun, examples
 from served import ask
 
+from pipelines.port import free_port
 from serving.patient import Patients
 from serving.schema import PatientQuery
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("whole")]
-
-
-def _free() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Replica:
@@ -91,7 +85,7 @@ def test_replicas_that_are_stopped_and_replaced_under_load_lose_no_request(
     """Each replica in turn is told to stop, ends by itself with nothing half answered, and a new one takes its place."""
     (row,) = Patients(whole_run.folder / "store", run_key, wall_clock=False).rows([PatientQuery(pseudonym=stored.patient_ids[0])])
     body = json.dumps({"instances": [row.model_dump(mode="json")]}).encode()
-    ports = [_free(), _free()]
+    ports = [free_port(), free_port()]
     replicas = [Replica(whole_run, port) for port in ports]
     for replica in replicas:
         replica.await_ready()
@@ -125,7 +119,7 @@ def test_replicas_that_are_stopped_and_replaced_under_load_lose_no_request(
 
 
 def test_a_replica_that_stops_says_so_before_it_closes_its_door(whole_run: WholeRun) -> None:
-    replica = Replica(whole_run, _free()).await_ready()
+    replica = Replica(whole_run, free_port()).await_ready()
     base = f"http://127.0.0.1:{replica.port}"
     try:
         replica.process.send_signal(signal.SIGTERM)
