@@ -413,7 +413,7 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, help="folder with the `ws` of an earlier run of this command; else it is made")
     parser.add_argument("--counts", action="store_true", help="only the tests of `make deep` in tests/serving, with what they found")
     parser.add_argument("--soak", type=float, default=0.0, help="only the soak, this many minutes")
-    parser.add_argument("--rate", type=float, default=0.0, help="requests a second of the soak; else 60 % of capacity")
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second of the soak; else 60 %% of capacity")
     given = parser.parse_args()
     if given.counts:
         write("serving-counts", "Serving: counts", "python tests/benchmarks/serving.py --counts", counts())
