@@ -57,17 +57,25 @@ class Bundle:
 
     def effects(self, x_NF: Floats) -> Effects:
         """Effects of raw rows, in the decision's order of columns; NaN where missing."""
+        x_NF, events_NLC = self.decision.split(x_NF)
         ridge_NT, covariance_NTT = self.ridge.both(x_NF)
-        predictions = {"ridge": ridge_NT, "trees": self.trees.predict(x_NF), "fusion": self.fusion.predict(x_NF)}
+        predictions = {"ridge": ridge_NT, "trees": self.trees.predict(x_NF), "fusion": self.fusion.predict(x_NF, events_NLC)}
         return self.blend.effects(self.decision, predictions, covariance_NTT, x_NF)
 
     def compared(self, x_NF: Floats) -> Effects:
         """Effects of raw rows of which only differences between options, or the dose, will be looked at: the same ones, for less."""
+        x_NF, events_NLC = self.decision.split(x_NF)
         ridge_NT, covariance_NTT = self.ridge.both(x_NF)
-        asked = (("trees", self.trees.compared), ("fusion", self.fusion.predict))
-        others = {name: predict for name, predict in asked if name in self._lean.members}
-        predictions = {"ridge": ridge_NT} | {name: predict(x_NF) for name, predict in others.items()}
+        predictions = {"ridge": ridge_NT}
+        if "trees" in self._lean.members:
+            predictions["trees"] = self.trees.compared(x_NF)
+        if "fusion" in self._lean.members:
+            predictions["fusion"] = self.fusion.predict(x_NF, events_NLC)
         return self._lean.differences(self.decision, predictions, covariance_NTT)
+
+    def screened(self, x_NF: Floats) -> Floats:
+        """Targets of raw rows by the linear member alone, N by T."""
+        return self.ridge.predict(self.decision.split(x_NF)[0])
 
     @cached_property
     def _lean(self) -> Blend:
@@ -125,11 +133,11 @@ class Bundle:
             unknown = {entry.option for entry in answer.excluded if entry.code == Abstain.LOW_OVERLAP}  # no rule would bring these back
             options = [name for name in self.decision.option_names if name not in unknown] if answer.scored else []
             found.append(replace(answer, changes=nearest(self.rules, known, self.decision, judged, today, options)))
-        return self._reasons.explain(found, x_NF, effects, self.ridge.predict, self.compared)
+        return self._reasons.explain(found, x_NF, effects, self.screened, self.compared)
 
     def unlike(self, x_NF: Floats) -> Mask:
         """Rows that are unlike the training rows."""
-        return np.zeros(len(x_NF), bool) if self.blend.support is None else self.blend.support.outside(x_NF)
+        return np.zeros(len(x_NF), bool) if self.blend.support is None else self.blend.support.outside(self.decision.split(x_NF)[0])
 
     def facts(self, records: Sequence[str], now_N: Ints) -> list[Facts]:
         """Facts of each record (JSON of a snapshot) at its time. Nothing on record is nothing known, never "nothing wrong".
@@ -161,7 +169,7 @@ def write(folder: Path, decision_text: str, models: dict[str, Path], blend: Blen
     told = {"format": FORMAT, "columns": [f.name for f in decision.columns], "catalogue": catalogue.digest(decision.columns)}
     _write_json(folder / "features.json", told)
     _write_json(folder / "metrics.json", metrics)
-    selftest = _quantile_rows(x_NF)
+    selftest = _quantile_rows(x_NF, len(decision.tabular))
     bundle = _load(folder, "unsealed", selftest)
     _write_json(folder / "selftest.json", {"x_NF": _plain(selftest)} | _numbers(bundle.effects(selftest)))
     return seal(folder)
@@ -192,7 +200,7 @@ def load(folder: Path) -> Bundle:
 
 def _load(folder: Path, version: str, selftest_RF: Floats) -> Bundle:
     decision = decisions.parse((folder / "decision.yaml").read_text(encoding="utf-8"), "decision.yaml")
-    names = tuple(feature.name for feature in decision.columns)
+    names = tuple(feature.name for feature in decision.tabular)
     _check_finite(folder)
     return Bundle(
         decision=decision,
@@ -226,10 +234,13 @@ def _rules() -> RuleSet:
     return rules
 
 
-def _quantile_rows(x_NF: Floats) -> Floats:
-    """Rows that belong to nobody: quantiles of each feature by itself, and a row with everything missing."""
-    known = [column[~np.isnan(column)] for column in x_NF.T]
-    rows = [[float(np.quantile(c, q)) if len(c) else math.nan for c in known] for q in QUARTILES]
+def _quantile_rows(x_NF: Floats, tabular: int) -> Floats:
+    """Rows that belong to nobody: quantiles of each feature by itself, and a row with everything missing.
+
+    Behind the tabular features stand the newest facts, whose concepts are numbers that have nothing between them.
+    """
+    known = [(column[~np.isnan(column)], "linear" if f < tabular else "nearest") for f, column in enumerate(x_NF.T)]
+    rows = [[float(np.quantile(c, q, method=how)) if len(c) else math.nan for c, how in known] for q in QUARTILES]  # type: ignore[call-overload]
     return np.array([*rows, [math.nan] * x_NF.shape[1]])
 
 

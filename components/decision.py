@@ -4,13 +4,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from features import catalogue
+from features import catalogue, sequence
 from features.concepts import concepts
 from features.errors import ConcordantError
-from features.feature import MODALITIES, Feature, Modality
+from features.feature import MODALITIES, Feature, Floats, Modality
 
 SHIPPED = Path(__file__).with_name("decisions")
 
@@ -145,6 +146,7 @@ class Decision(_Frozen):
     largest_doubt: float = Field(default=0.02, gt=0, lt=0.5)  # chance that an option left out of the set is truly better than its best
     required: tuple[str, ...]
     features: dict[Modality, tuple[str, ...]]
+    newest_events: int = Field(default=0, ge=0, le=sequence.PLACES)  # facts before a time that the network reads one after another
     references: dict[str, Reference] = Field(default_factory=dict)
     burden_source: BurdenSource | None = None
     negative_controls: tuple[NegativeControl, ...] = ()
@@ -162,15 +164,36 @@ class Decision(_Frozen):
         return 1 if self.outcome.kind == "dose" else len(self.options)
 
     @cached_property
-    def columns(self) -> tuple[Feature, ...]:
-        """The model's features in order: history, genomics, lifestyle."""
+    def tabular(self) -> tuple[Feature, ...]:
+        """The features that every model reads, in order: history, genomics, lifestyle."""
         return catalogue.select([name for modality in MODALITIES for name in self.features.get(modality, ())])
+
+    @cached_property
+    def columns(self) -> tuple[Feature, ...]:
+        """What a row holds: the tabular features, and behind them the newest facts one after another."""
+        return self.tabular + sequence.COLUMNS[: sequence.COLUMNS_A_FACT * self.newest_events]
+
+    def split(self, x_NF: Floats) -> tuple[Floats, Floats | None]:
+        """Rows as the models read them: the tabular features, and the newest facts, N by L by code, value and days; None without any.
+
+        Facts about the options themselves are left out: who is prescribed one has it among the newest, whoever still waits has not.
+        """
+        width = len(self.tabular)
+        if not self.newest_events:
+            return x_NF, None
+        events_NLC = x_NF[:, width:].reshape(len(x_NF), -1, sequence.COLUMNS_A_FACT)
+        told_NL = ~np.isin(events_NLC[:, :, 0], self._option_codes)
+        return x_NF[:, :width], np.where(told_NL[:, :, None], events_NLC, np.nan)
+
+    @cached_property
+    def _option_codes(self) -> list[float]:
+        return [sequence.code(f"takes:{drug}") for option in self.options.values() for drug in option.drugs]
 
     @cached_property
     def extra_columns(self) -> tuple[Feature, ...]:
         """Features that only a published equation reads."""
         named = {f for r in self.references.values() for t in r.terms for f in (t.feature, *t.when) if f}
-        return catalogue.select(sorted(named - {feature.name for feature in self.columns}))
+        return catalogue.select(sorted(named - {feature.name for feature in self.tabular}))
 
     @model_validator(mode="after")
     def _coherent(self) -> "Decision":
@@ -309,13 +332,9 @@ def _line(node: Any, place: list[str]) -> int:
 
 def transform(decision: Decision, value: Any) -> Any:
     """Outcome on the scale on which it is modelled."""
-    import numpy as np
-
     return np.sqrt(np.maximum(value, 0)) if decision.outcome.transform == "sqrt" else value
 
 
 def untransform(decision: Decision, value: Any) -> Any:
     """Outcome in its own unit, from the scale on which it is modelled."""
-    import numpy as np
-
     return np.square(np.maximum(value, 0)) if decision.outcome.transform == "sqrt" else value

@@ -18,7 +18,7 @@ from components.decision import Decision, Reference, transform, untransform
 from components.effects import CLIP, LEVEL, CrossFitted, Effects
 from components.gate import judge
 from components.groups import Mask, groups
-from components.modalities import values
+from components.modalities import sequence_value, values
 from components.overlap import SMALLEST_OVERLAP
 from components.policy import Inputs, Recommendation, recommend
 from components.tensors import FOLDS, Training
@@ -42,6 +42,7 @@ class Evidence:
     x_NF: Floats  # raw features, the reference equations' extra ones behind the decision's own
     names: tuple[str, ...]
     without_genomics_NT: Floats | None = None
+    without_events_NT: Floats | None = None  # of the network, asked without the newest facts
     truth_NK: Floats | None = None  # expected outcome under every option, from a simulator
     champion_NT: Floats | None = None  # out-of-fold targets of the model in use, NaN for patients whom it does not know
     champion: str = ""
@@ -246,6 +247,8 @@ def _change_metrics(evidence: Evidence) -> Metrics:
         metrics |= comparability(names, training, overlap_NK, evidence.cohort.controls, CLIP)
         metrics |= _worth(evidence, sign, unit) | _effect_calibration(evidence) | _response(evidence, sign)
         metrics |= values(training, evidence.scores, unit, sign, SMALLEST_OVERLAP)
+        if evidence.without_events_NT is not None:
+            metrics |= sequence_value(training, evidence.scores, unit, evidence.members["fusion"], evidence.without_events_NT)
     return metrics
 
 

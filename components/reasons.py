@@ -16,6 +16,7 @@ from components.decision import Decision
 from components.effects import LEVEL, Effects
 from components.policy import Expected, Mask, Part, Recommendation
 from features.feature import Feature, Floats, Ints
+from features.sequence import COLUMNS_A_FACT, code
 
 TRIED, TOLD = 6, 3  # facts on record that are measured, and told of each option
 TRIED_MISSING = 4  # inputs that are not on record and whose worth is measured
@@ -48,7 +49,7 @@ class Group:
 
 def groups(decision: Decision) -> tuple[Group, ...]:
     """Columns by the first fact that they are made of, then the modalities that may be absent as a whole."""
-    columns = decision.columns
+    columns = decision.tabular
     keys = dict.fromkeys(feature.concepts[0] for feature in columns)
     found = [_group(columns, lambda f, key=key: f.concepts[0] == key, "") for key in keys]  # type: ignore[misc]
     found += [_group(columns, lambda f, name=name: f.modality == name, label) for name, label in PANELS.items()]  # type: ignore[misc]
@@ -69,6 +70,7 @@ class Reasons:
     groups: tuple[Group, ...]
     belongs_GF: Mask
     typical_QF: Floats
+    codes_G: tuple[Floats, ...]  # of each group, as the newest facts name them
 
     @classmethod
     def of(cls, decision: Decision, typical_QF: Floats) -> "Reasons":
@@ -77,7 +79,17 @@ class Reasons:
         belongs_GF = np.zeros((len(found), len(decision.columns)), bool)
         for g, group in enumerate(found):
             belongs_GF[g, group.columns] = True
-        return cls(decision, found, belongs_GF, typical_QF)
+        codes = [{code(concept) for feature in group.features for concept in feature.concepts} for group in found]
+        return cls(decision, found, belongs_GF, typical_QF, tuple(np.array(sorted(each)) for each in codes))
+
+    def without(self, seen: Sequence[int], x_F: Floats) -> Floats:
+        """A row for each of some groups, as if its facts had never been told, among the newest ones too."""
+        gone_RF = self.belongs_GF[seen]
+        if self.decision.newest_events and seen:
+            width = len(self.decision.tabular)
+            told_RL = np.stack([np.isin(x_F[width::COLUMNS_A_FACT], self.codes_G[g]) for g in seen])
+            gone_RF[:, width:] = np.repeat(told_RL, COLUMNS_A_FACT, axis=1)
+        return np.where(gone_RF, np.nan, x_F)
 
     def explain(
         self, answers: Sequence[Recommendation], x_NF: Floats, effects: Effects, screen: Screen, whole: Whole
@@ -117,7 +129,7 @@ class _Trial:
         missing = np.flatnonzero(~seen_G) if self.size else np.zeros(0, np.int64)
         self.seen, self.missing = [known.groups[g] for g in seen], [known.groups[g] for g in missing]
         filled = np.where(known.belongs_GF[missing][:, None, :], known.typical_QF, x_F).reshape(-1, len(x_F))
-        self.rows = np.concatenate([np.where(known.belongs_GF[seen], np.nan, x_F), filled])
+        self.rows = np.concatenate([known.without(seen, x_F), filled])
         self.chosen_seen, self.chosen_missing, self.chosen_rows = [*range(0)], [*range(0)], self.rows[:0]
         self.texts: dict[int, str] = {}
 

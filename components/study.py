@@ -76,6 +76,8 @@ def train(decision: Decision, cohort: Cohort, features: Path, fit: Callable[[Tra
     model = fit(data)
     model.save(folder)
     arrays = {"oof_NT": model.oof_NT}
+    if getattr(model, "without_events_NT", None) is not None:  # the network alone reads them
+        arrays["without_events_NT"] = model.without_events_NT
     if decision.outcome.kind == "dose" and "genomics" in decision.features:
         arrays["without_genomics_NT"] = fit(data.without("genomics")).oof_NT
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "crossfit.safetensors")
@@ -93,6 +95,8 @@ def blend(decision: Decision, cohort: Cohort, features: Path, members: dict[str,
     arrays = {"target_NT": result.target_NT, "propensity_NK": result.propensity_NK, "aipw_NK": result.aipw_NK}
     arrays["sd_NTT"] = blended.spread(oof, covariance_NTT)
     arrays |= {f"member_{name}": array for name, array in oof.items()}
+    if "without_events_NT" in crossfits.get("fusion", {}):
+        arrays["without_events_NT"] = crossfits["fusion"]["without_events_NT"]
     without = {name: arrays["without_genomics_NT"] for name, arrays in crossfits.items() if "without_genomics_NT" in arrays}
     if without:
         arrays["without_genomics_NT"] = fit_blend(data.without("genomics"), without)[1].target_NT
@@ -129,6 +133,7 @@ def assess(
         x_NF=np.concatenate([data.x_NF, extra_NF], axis=1),
         names=data.names + tuple(feature.name for feature in decision.extra_columns),
         without_genomics_NT=arrays.get("without_genomics_NT"),
+        without_events_NT=arrays.get("without_events_NT"),
         truth_NK=_truth(decision, cohort, truth) if truth else None,
         champion_NT=kept(rival, cohort.patient_ids) if rival else None,
         champion=rival.stem if rival else "",

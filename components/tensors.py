@@ -1,6 +1,6 @@
 """Rows as numbers for the models: which row is trained on what, and scaling that is learned from training rows only.
 
-Axis suffixes: N rows, F features, K options, T targets (K, or 1 for dose finding), E folds.
+Axis suffixes: N rows, F features, K options, T targets (K, or 1 for dose finding), E folds, L facts, C what is told of each.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Training:
     option_N: Ints
     target_N: Floats
     fold_N: Ints
+    events_NLC: Floats | None = None  # newest facts of each row by code, value and days before; NaN where there are fewer
 
     def __len__(self) -> int:
         return len(self.x_NF)
@@ -55,15 +56,17 @@ def folds(rows: int, seed: int = 0) -> Ints:
 
 def training(decision: Decision, cohort: Cohort, x_NF: Floats) -> Training:
     """Rows of a cohort and their features, for the members."""
+    tabular_NF, events_NLC = decision.split(x_NF)
     return Training(
-        x_NF=x_NF,
-        names=tuple(feature.name for feature in decision.columns),
-        modality_F=tuple(feature.modality for feature in decision.columns),
+        x_NF=tabular_NF,
+        names=tuple(feature.name for feature in decision.tabular),
+        modality_F=tuple(feature.modality for feature in decision.tabular),
         options=len(decision.options),
         targets=decision.targets,
         option_N=cohort.option_N,
         target_N=np.asarray(transform(decision, cohort.target_N), np.float64),
         fold_N=_folds(decision, cohort),
+        events_NLC=events_NLC,
     )
 
 

@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from features import genomics, history, lifestyle
+from features import genomics, history, lifestyle, sequence
 from features.concepts import concepts
 from features.feature import Feature
 
 FEATURES: dict[str, Feature] = {feature.name: feature for feature in (*history.FEATURES, *genomics.FEATURES, *lifestyle.FEATURES)}
+_COLUMNS = FEATURES | {feature.name: feature for feature in sequence.COLUMNS}
 
 _FINITE = 1e12  # beyond it, infinities included, nothing is measured
 _PLAUSIBLE = {"flag": (0.0, 1.0), "copies": (0.0, 4.0), "a": (0.0, 130.0), "10 a": (0.0, 13.0)}  # a gene can be there twice on a chromosome
@@ -24,12 +25,12 @@ class UnknownFeature(KeyError):
 
 def select(names: Sequence[str]) -> tuple[Feature, ...]:
     """Features by name, in the order given. Raises UnknownFeature."""
-    missing = [name for name in names if name not in FEATURES]
+    missing = [name for name in names if name not in _COLUMNS]
     if missing:
         near = get_close_matches(missing[0], FEATURES, n=5, cutoff=0.3) or sorted(FEATURES)[:5]
         all_of = f"features/README.md lists all {len(FEATURES)}"
         raise UnknownFeature(f"Unknown feature {missing[0]!r}. The catalogue has: {', '.join(near)}; {all_of}.")
-    return tuple(FEATURES[name] for name in names)
+    return tuple(_COLUMNS[name] for name in names)
 
 
 def digest(features: Sequence[Feature]) -> str:

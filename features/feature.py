@@ -17,8 +17,8 @@ from features.moment import DAY_US as DAY_US
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Modality = Literal["history", "genomics", "lifestyle"]
-MODALITIES: tuple[Modality, ...] = ("history", "genomics", "lifestyle")
+Modality = Literal["history", "genomics", "lifestyle", "sequence"]
+MODALITIES: tuple[Modality, ...] = ("history", "genomics", "lifestyle")  # of which a row is a table; a sequence stands behind them
 YEAR_DAYS = 365.25
 REPORTED_DAYS = 365.0  # an eGFR of a laboratory keeps estimates from creatinine out for as long as its feature is valid
 
@@ -143,6 +143,7 @@ class AsOf:
         self.time_N = np.asarray(time_us, np.int64)
         self.patient_N = events.numbers(patient_ids)
         self._cache: dict[str, Known] = {}
+        self._made: dict[Callable[[AsOf], Floats], Floats] = {}
 
     def __len__(self) -> int:
         return len(self.time_N)
@@ -152,6 +153,12 @@ class AsOf:
         parts = [self._one(concept) for concept in concepts]
         found = parts[0] if len(parts) == 1 else self._merge(parts)
         return found if within_days is None else found.where(found.days_ago_M <= within_days)
+
+    def once(self, make: "Callable[[AsOf], Floats]") -> Floats:
+        """What `make` gives of these askers, made once for all features that are cut from it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
 
     def newest(self, concepts: Sequence[str]) -> Ints:
         """When each asker's newest fact of some concepts was true, microseconds since 1970 UTC; BEGIN_US where there is none."""

@@ -1,19 +1,25 @@
 """The event sequence: the last facts that were known about a patient at a time, one after another, for a sequence encoder.
 
-Axis suffixes: N asked (patient, time) pairs, L places, M matching facts.
+In a row a fact takes three columns: a number that stands for its concept, its value, and how many days before it was true. So a sequence
+is stored, served and checked by what stores, serves and checks every other feature.
+
+Axis suffixes: N asked (patient, time) pairs, L places, M matching facts, C columns of a place.
 """
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from features.concepts import Concepts, concepts
-from features.feature import AsOf, Ints, Known
+from features.feature import AsOf, Feature, Floats, Ints, Known
 
 LENGTH = 64
 EACH = 16  # of one concept: a device that reports every few minutes must not push everything else out
+PLACES, EACH_IN_A_ROW = 32, 8  # the same for the columns of a row
 
 
 def vocabulary(tables: Concepts | None = None) -> tuple[str, ...]:
@@ -81,3 +87,49 @@ def _newest(known: Known, each: int) -> Known:
     past_N: Ints = np.searchsorted(known.ask_M, np.arange(known.asks), "right")
     left_M: Ints = past_N[known.ask_M] - np.arange(len(known.ask_M))  # 1 for the newest
     return known.where(left_M <= each)
+
+
+# ------------------------------------------------------------------------------------------------------------------ as columns of a row
+
+
+def code(word: str) -> float:
+    """Number of a concept in a row: the same whatever else the vocabulary holds, and exact in single precision (24 bits of CRC-32)."""
+    return float(zlib.crc32(word.encode()) >> 8)
+
+
+@cache
+def _coded() -> tuple[tuple[str, ...], Floats]:
+    """The vocabulary, and the number of each word behind that of no fact."""
+    words = vocabulary()
+    return words, np.array([np.nan, *map(code, words)])
+
+
+def _in_rows(at: AsOf) -> Floats:
+    """The newest facts of each asker, N by L by code, value and days; NaN where there are fewer."""
+    words, code_V = _coded()
+    found = sequence(at, words, PLACES, EACH_IN_A_ROW)
+    return np.stack([code_V[found.concept_NL], found.value_NL, found.days_NL], axis=2).astype(np.float64)
+
+
+def _column(place: int, c: int) -> Callable[[AsOf], Floats]:
+    return lambda at: at.once(_in_rows)[:, place, c]
+
+
+def _place(place: int) -> tuple[Feature, ...]:
+    what = f"Fact {place + 1} before the time, the newest first"
+    told = (("code", "1", "number of its concept"), ("value", "1", "its value in its own unit"), ("days", "d", "how long ago it was true"))
+    return tuple(
+        Feature(
+            name=f"event_{place + 1:02}_{name}",
+            modality="sequence",
+            unit=unit,
+            meaning=f"{what}: {meaning}",
+            concepts=(),
+            compute=_column(place, c),
+        )
+        for c, (name, unit, meaning) in enumerate(told)
+    )
+
+
+COLUMNS = tuple(feature for place in range(PLACES) for feature in _place(place))
+COLUMNS_A_FACT = 3

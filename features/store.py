@@ -57,7 +57,7 @@ def fill(
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("registry.db", "online.db"):  # whoever is no longer in the records is no longer in the store
         (folder / name).unlink(missing_ok=True)
-    for modality in MODALITIES:
+    for modality in _modalities(features):
         _write_modality(folder / f"{modality}.parquet", modality, features, (training, serving))
     serving.write(folder / f"{PACKED}.parquet")
     digest = catalogue.digest(features)
@@ -74,6 +74,11 @@ def register(folder: Path, home: Path | None = None) -> Any:
     online.release(store._get_provider().online_store)
     shared.publish(folder, objects[-1].name, objects)
     return store
+
+
+def _modalities(features: Sequence[Feature]) -> tuple[str, ...]:
+    """One view each: those of a table always, a sequence where there is one."""
+    return tuple(dict.fromkeys([*MODALITIES, *(f.modality for f in features)]))
 
 
 def _write_modality(path: Path, modality: str, features: Sequence[Feature], parts: Sequence[Rows]) -> None:
@@ -122,7 +127,7 @@ def definitions(folder: Path, home: Path | None = None) -> tuple[Any, ...]:
             owner=owner,
         )
 
-    views = [view(modality) for modality in MODALITIES]
+    views = [view(modality) for modality in _modalities(columns)]
     service = FeatureService(name=told["decision"], features=views, description=f"Features of the decision {told['decision']}", owner=owner)
     return (patient, *views, online.packed_view(source(PACKED, ())), service)
 
@@ -154,15 +159,18 @@ class OnlineRows:
             kind, project = self._fill["kind"], self._fill["project"]
         except (TypeError, KeyError):
             raise StoreError(f"The feature store {folder} has an unreadable store.json. Run the pipeline again.") from None
-        known = all(name in catalogue.FEATURES for name in names)
-        if not known or written != catalogue.digest(catalogue.select(names)):
+        try:
+            self.features = catalogue.select(names)
+            current = written == catalogue.digest(self.features)
+        except catalogue.UnknownFeature:
+            current = False
+        if not current:
             raise StoreError("The feature store was written with another feature catalogue. Run the pipeline again.")
         if kind == "sqlite":
             _told(folder, ("online.db",))
         server = Server("sqlite") if kind == "sqlite" else server or Server.chosen()
         if server.kind != kind:
             raise StoreError(f"The rows of this store lie on a {kind} server. Give its address in {online.SETTING}.")
-        self.features = catalogue.select(names)
         self._online = Online(folder, server, project)
         self.check()
 

@@ -2,7 +2,8 @@
 
 The blend is linear in its members, so their contributions are blended by the same weights: the ridge member's are its own terms, the
 trees' are exact TreeSHAP values (Lundberg et al. 2020, in XGBoost), the network's are integrated gradients (Sundararajan et al. 2017)
-from values at the training mean. What the integral leaves over, and a modality that is absent as a whole, stands in the base.
+from values at the training mean. What the integral leaves over, a modality that is absent as a whole, and the newest facts that the network
+reads one after another stand in the base.
 
 Axis suffixes: N patients, F features, K options, T targets (K, or 1 for dose finding), P columns of the ridge member, E members.
 """
@@ -22,10 +23,13 @@ STEPS = 16  # of the integral
 
 
 def shares(bundle: Bundle, x_NF: Floats) -> tuple[Floats, Floats]:
-    """What each feature adds to each target, N by T by F, and the targets themselves, N by T, on the modelled scale."""
-    by_member = {"ridge": _ridge(bundle.ridge, x_NF), "trees": _trees(bundle.trees, x_NF), "fusion": _fusion(bundle.fusion, x_NF)}
+    """What each tabular feature adds to each target, N by T by F, and the targets themselves, N by T, on the modelled scale."""
+    x_NF, events_NLC = bundle.decision.split(x_NF)
+    fusion_NTF = _fusion(bundle.fusion, x_NF, events_NLC)
+    by_member = {"ridge": _ridge(bundle.ridge, x_NF), "trees": _trees(bundle.trees, x_NF), "fusion": fusion_NTF}
     stack_JNTF, blend = np.stack([by_member[name] for name in bundle.blend.members]), bundle.blend
-    predictions = {"ridge": bundle.ridge.predict(x_NF), "trees": bundle.trees.predict(x_NF), "fusion": bundle.fusion.predict(x_NF)}
+    predictions = {"ridge": bundle.ridge.predict(x_NF), "trees": bundle.trees.predict(x_NF)}
+    predictions["fusion"] = bundle.fusion.predict(x_NF, events_NLC)
     level_NF = np.einsum("j,jntf->nf", blend.level_J, stack_JNTF) / stack_JNTF.shape[2]
     if stack_JNTF.shape[2] == 1:
         return level_NF[:, None, :], blend.target(predictions)
@@ -41,7 +45,7 @@ def explain(bundle: Bundle, x_NF: Floats, as_of: Sequence[str], request_id: str)
     unit = f"modelled scale of {decision.outcome.unit}" if dose else decision.outcome.unit
     told = []
     for x_F, share_TF, target_T, when in zip(x_NF, share_NTF, target_NT, as_of, strict=True):
-        modality = np.array([feature.modality for feature in decision.columns])
+        modality = np.array([feature.modality for feature in decision.tabular])
         by_modality = {m: _named(names, share_TF[:, modality == m].sum(1)) for m in dict.fromkeys(modality.tolist())}
         found = [
             FeatureShare(
@@ -52,7 +56,7 @@ def explain(bundle: Bundle, x_NF: Floats, as_of: Sequence[str], request_id: str)
                 by_option=_named(names, share_TF[:, f]),
             )
             for f in np.argsort(-np.abs(share_TF).max(0), kind="stable")
-            for feature in (decision.columns[int(f)],)
+            for feature in (decision.tabular[int(f)],)
         ]
         told.append(
             Explanation(
@@ -103,18 +107,19 @@ def _trees(model: Trees, x_NF: Floats) -> Floats:
     return np.asarray(found[:, : x_NF.shape[1]].reshape(len(x_NF), options, -1), np.float64)
 
 
-def _fusion(model: Fusion, x_NF: Floats) -> Floats:
-    """Integrated gradients of the members' mean, along the straight line to the scaled values and their masks."""
+def _fusion(model: Fusion, x_NF: Floats, events_NLC: Floats | None) -> Floats:
+    """Integrated gradients of the members' mean, along the straight line to the scaled values and their masks; the newest facts stay."""
     import torch
 
-    from components.models.fusion import inputs
+    from components.models.fusion import inputs, widths
     from features.feature import MODALITIES
 
-    given, present = inputs(model.scaler, x_NF)
+    given, present = inputs(model.scaler, x_NF, model.words, events_NLC)
+    given, facts = given[: len(widths(model.scaler))], given[len(widths(model.scaler)) :]
     size = len(x_NF)
     step_S = (torch.arange(STEPS) + 0.5) / STEPS
     lines = [(x[None] * step_S[:, None, None]).reshape(-1, x.shape[1]).requires_grad_() for x in given]
-    predicted, _, _ = model.network(lines, present.T.repeat(1, STEPS))
+    predicted, _, _ = model.network([*lines, *(x.repeat(STEPS, 1) for x in facts)], present.T.repeat(1, STEPS))
     spread_E = torch.from_numpy(model.spread_E).float()
     mean_NT = (predicted * spread_E[:, None, None]).mean(0)
     found_NTF = np.zeros((size, mean_NT.shape[1], x_NF.shape[1]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from components.models.recent import CompiledRecent
 from components.tensors import Scaler
 from features.feature import MODALITIES, Floats, Ints
 
@@ -33,6 +34,7 @@ class Compiled:
     """The ensemble without its propensity head."""
 
     encoders: tuple[Encoder, ...]
+    recent: CompiledRecent | None  # encoder of the newest facts, where there is one
     gate: tuple[Singles, Singles]
     trunk: tuple[Singles, Singles]
     heads: tuple[Singles, Singles]  # prognosis, then effects
@@ -60,10 +62,14 @@ class Compiled:
                     absent=state["absent"][:, m],
                 )
             )
+        last, recent = len(encoders), None
+        if f"encode.{last}.word" in state:
+            recent = CompiledRecent.of(state, f"encode.{last}", state["absent"][:, last])
         prognosis, effect = layer("prognosis"), layer("effect")
         heads = np.concatenate([prognosis[0], effect[0]], axis=2), np.concatenate([prognosis[1], effect[1]], axis=2)
         return cls(
             encoders=tuple(encoders),
+            recent=recent,
             gate=layer("gate"),
             trunk=layer("trunk.0"),
             heads=heads,
@@ -71,10 +77,12 @@ class Compiled:
             targets=targets,
         )
 
-    def __call__(self, scaled_NF: Floats, seen_NF: npt.NDArray[np.bool_]) -> Singles:
-        """Targets of every member on its own scale, E by N by T, from scaled rows."""
+    def __call__(self, scaled_NF: Floats, seen_NF: npt.NDArray[np.bool_], facts_NLP: Singles | None = None) -> Singles:
+        """Targets of every member on its own scale, E by N by T, from scaled rows and, where they were learned, the newest facts."""
         with np.errstate(over="ignore"):
             tokens = [self._token(encoder, scaled_NF, seen_NF, always=not m) for m, encoder in enumerate(self.encoders)]
+            if self.recent is not None:
+                tokens.append(self.recent(facts_NLP, len(scaled_NF)))
             gate = np.concatenate(tokens, axis=2) @ self.gate[0] + self.gate[1]
             gate = np.exp(gate - gate.max(2, keepdims=True))
             gate *= len(tokens) / gate.sum(2, keepdims=True)

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from components.models.compiled import Compiled
+from components.models.layers import Dense, Dropout
+from components.models.recent import Recent, Words
 from components.tensors import FOLDS, Scaler
 from features.feature import MODALITIES, Floats
 
@@ -41,48 +43,30 @@ class Settings:
     seed: int = 0
 
 
-class _Dense(nn.Module):
-    """A linear layer for every member at once: (E, N, in) to (E, N, out)."""
-
-    def __init__(self, members: int, width_in: int, width_out: int, gain: float = 1.0) -> None:
-        super().__init__()
-        bound = gain * (3.0 / max(width_in, 1)) ** 0.5
-        self.weight = nn.Parameter(torch.empty(members, width_in, width_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(members, 1, width_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
-
-
-class _Dropout(nn.Dropout):
-    """Noise is drawn for the whole batch, also where this process holds a share of its rows: their number does not change it."""
-
-    first, whole = 0, 0  # of the share, in rows; 0 rows: all there are
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        noise = x.new_empty(x.shape[0], self.whole or x.shape[1], x.shape[2]).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * noise[:, self.first : self.first + x.shape[1]]
-
-
 class Network(nn.Module):
-    """All members. Input: for every modality its scaled values and mask side by side, N by 2F."""
+    """All members. Input: for every modality its scaled values and mask side by side, N by 2F; last the newest facts, where `words` were
+    learned of them.
+    """
 
-    def __init__(self, widths: tuple[int, ...], options: int, targets: int, settings: Settings, members: int = FOLDS) -> None:
+    def __init__(
+        self, widths: tuple[int, ...], options: int, targets: int, settings: Settings, *, words: int = 0, members: int = FOLDS
+    ) -> None:
         super().__init__()
         size, self.members, self.targets = settings.width, members, targets
-        self.drop = drop = _Dropout(settings.dropout)
+        self.drop = drop = Dropout(settings.dropout)
         self.encode = nn.ModuleList(
-            [nn.Sequential(_Dense(members, 2 * w, size), nn.SiLU(), drop, _Dense(members, size, size)) for w in widths]
+            [nn.Sequential(Dense(members, 2 * w, size), nn.SiLU(), drop, Dense(members, size, size)) for w in widths]
         )
-        self.absent = nn.Parameter(torch.zeros(members, len(widths), 1, size))
-        self.gate = _Dense(members, size * len(widths), len(widths), gain=0.1)
-        self.trunk = nn.Sequential(_Dense(members, size, size), nn.SiLU(), drop)
-        self.prognosis = _Dense(members, size, 1, gain=0.3)
+        if words:
+            self.encode.append(Recent(members, words, size, drop))
+        tokens = len(self.encode)
+        self.absent = nn.Parameter(torch.zeros(members, tokens, 1, size))
+        self.gate = Dense(members, size * tokens, tokens, gain=0.1)
+        self.trunk = nn.Sequential(Dense(members, size, size), nn.SiLU(), drop)
+        self.prognosis = Dense(members, size, 1, gain=0.3)
         self.average = nn.Parameter(torch.zeros(members, 1, options))  # effect of each option on everybody: not shrunk
-        self.effect = _Dense(members, size, options, gain=0.05)
-        self.propensity = _Dense(members, size, options, gain=0.1)
+        self.effect = Dense(members, size, options, gain=0.05)
+        self.propensity = Dense(members, size, options, gain=0.1)
 
     def forward(self, inputs: list[Tensor], present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Targets (E, N, T), what of the effects differs between patients (E, N, K), propensity logits (E, N, K).
@@ -91,7 +75,7 @@ class Network(nn.Module):
         """
         tokens = []
         for m, (encoder, x) in enumerate(zip(self.encode, inputs, strict=True)):
-            token = encoder(x.unsqueeze(0).expand(self.members, -1, -1))
+            token = encoder(x if isinstance(encoder, Recent) else x.unsqueeze(0).expand(self.members, -1, -1))
             tokens.append(torch.where(present[m][None, :, None], token, self.absent[:, m]))
         gate = torch.softmax(self.gate(torch.cat(tokens, dim=-1)), dim=-1)
         fused = sum(gate[..., m : m + 1] * token for m, token in enumerate(tokens)) * len(tokens)
@@ -113,15 +97,18 @@ class Fusion:
     center_E: Floats  # of the outcomes that each member learned from
     spread_E: Floats
     settings: Settings
+    words: Words | None = None  # of the newest facts, where it was trained with them
     oof_NT: Floats | None = None
+    without_events_NT: Floats | None = None  # the same asked without the newest facts
 
-    def members(self, x_NF: Floats) -> Floats:
-        """Expected target by member, E by N by T."""
+    def members(self, x_NF: Floats, events_NLC: Floats | None = None) -> Floats:
+        """Expected target by member, E by N by T. Without events the newest facts count as absent."""
         if len(x_NF) <= FEW:
             batch = self.scaler.batch(x_NF)
-            predicted_ENT = self.compiled(batch.scaled_NF, batch.seen_NF).astype(np.float64)
+            facts_NLP = None if self.words is None or events_NLC is None else self.words.read(events_NLC)
+            predicted_ENT = self.compiled(batch.scaled_NF, batch.seen_NF, facts_NLP).astype(np.float64)
         else:
-            given, present = inputs(self.scaler, x_NF)
+            given, present = inputs(self.scaler, x_NF, self.words, events_NLC)
             with torch.inference_mode():
                 predicted_ENT = self.network(given, present.T)[0].double().numpy()
         return np.asarray(predicted_ENT * self.spread_E[:, None, None] + self.center_E[:, None, None])
@@ -132,15 +119,17 @@ class Fusion:
         state = {name: tensor.detach().numpy().copy() for name, tensor in self.network.state_dict().items()}
         return Compiled.of(state, self.scaler, self.targets)
 
-    def predict(self, x_NF: Floats) -> Floats:
+    def predict(self, x_NF: Floats, events_NLC: Floats | None = None) -> Floats:
         """Expected target under each option, mean of the members."""
-        return np.asarray(self.members(x_NF).mean(0))
+        return np.asarray(self.members(x_NF, events_NLC).mean(0))
 
     def save(self, folder: Path) -> None:
         """`fusion.safetensors` and `fusion.json`."""
         tensors = {f"network.{name}": tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         tensors |= {"center_F": torch.from_numpy(self.scaler.center_F), "spread_F": torch.from_numpy(self.scaler.spread_F)}
         tensors |= {"center_E": torch.from_numpy(self.center_E), "spread_E": torch.from_numpy(self.spread_E)}
+        if self.words is not None:
+            tensors |= {f"words.{name}": torch.from_numpy(array) for name, array in vars(self.words).items()}
         save_file(tensors, folder / "fusion.safetensors")
         told: dict[str, Any] = {"options": self.options, "targets": self.targets}
         told |= {"modality_F": self.scaler.modality_F, "settings": asdict(self.settings)}
@@ -153,7 +142,9 @@ class Fusion:
         center_F, spread_F = (tensors[name].numpy().copy() for name in ("center_F", "spread_F"))  # never views of the mapped file
         scaler = Scaler(center_F=center_F, spread_F=spread_F, modality_F=tuple(told["modality_F"]))
         settings = Settings(**told["settings"])
-        network = Network(widths(scaler), told["options"], told["targets"], settings)
+        named = {name.removeprefix("words."): t.numpy().copy() for name, t in tensors.items() if name.startswith("words.")}
+        words = Words(**named) if named else None
+        network = Network(widths(scaler), told["options"], told["targets"], settings, words=len(words or ()))
         network.load_state_dict({name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")})
         return cls(
             network=network.eval(),
@@ -163,6 +154,7 @@ class Fusion:
             center_E=tensors["center_E"].numpy().copy(),
             spread_E=tensors["spread_E"].numpy().copy(),
             settings=settings,
+            words=words,
         )
 
 
@@ -171,7 +163,7 @@ def widths(scaler: Scaler) -> tuple[int, ...]:
     return tuple(width for name in MODALITIES if (width := sum(m == name for m in scaler.modality_F)))
 
 
-def inputs(scaler: Scaler, x_NF: Floats) -> tuple[list[Tensor], Tensor]:
+def inputs(scaler: Scaler, x_NF: Floats, words: Words | None = None, events_NLC: Floats | None = None) -> tuple[list[Tensor], Tensor]:
     """Input of every encoder, and which modality is present at all (N by modalities). History always counts as present."""
     batch = scaler.batch(x_NF)
     given: list[Tensor] = []
@@ -181,4 +173,8 @@ def inputs(scaler: Scaler, x_NF: Floats) -> tuple[list[Tensor], Tensor]:
         if value_NF.shape[1]:
             given.append(torch.from_numpy(np.concatenate([value_NF, seen_NF], axis=1)).float())
             present.append(torch.from_numpy(seen_NF.any(1) if present else np.ones(len(seen_NF), bool)))
+    if words is not None:
+        facts_NLP = words.read(np.full((len(x_NF), 1, 3), np.nan) if events_NLC is None else events_NLC)
+        given.append(torch.from_numpy(facts_NLP.reshape(len(x_NF), -1)))
+        present.append(torch.from_numpy((facts_NLP[..., 0] > 0).any(1)))
     return given, torch.stack(present, dim=1)

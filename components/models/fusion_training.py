@@ -31,8 +31,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from components.artifact import code_digest
 from components.models.fusion import Fusion, Network, Settings, inputs, widths
+from components.models.recent import Words
 from components.tensors import FOLDS, Scaler, Training
 from features.errors import ConcordantError
+from features.feature import Floats
 
 SILENCE = timedelta(minutes=10)  # of another process, before it is taken for lost
 CLIP = 2.2  # largest gradient norm of a member
@@ -161,7 +163,9 @@ def fit(
     settings = settings or Settings()
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings, and one thread is reproducible anywhere
     scaler = Scaler.fit(training.x_NF, training.modality_F)
-    given, present = inputs(scaler, training.x_NF)
+    words = None if training.events_NLC is None else Words.fit(training.events_NLC)
+    words = words or None  # nothing told often enough to be learned
+    given, present = inputs(scaler, training.x_NF, words, training.events_NLC)
     observed_N = training.observed_N
     learned = [training.target_N[observed_N & (training.fold_N != e)] for e in range(FOLDS)]
     center_E, spread_E = np.array([y.mean() for y in learned]), np.array([y.std() for y in learned])
@@ -175,7 +179,7 @@ def fit(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network = Network(widths(scaler), training.options, training.targets, settings)
+        network = Network(widths(scaler), training.options, training.targets, settings, words=len(words or ()))
         task = _Task(network, settings, tuple(x.shape[1] for x in given), center_E, spread_E)
         place = None if checkpoints is None else checkpoints / _identity(columns, settings)
         _train(task, _Rows(columns), place, accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision)
@@ -187,10 +191,18 @@ def fit(
         center_E=center_E,
         spread_E=spread_E,
         settings=settings,
+        words=words,
     )
-    members_ENT = model.members(training.x_NF)
-    model.oof_NT = members_ENT[training.fold_N, np.arange(len(training))]
+    model.oof_NT = _out_of_fold(model, training, training.events_NLC)
+    if words is not None:
+        model.without_events_NT = _out_of_fold(model, training, None)
     return model
+
+
+def _out_of_fold(model: Fusion, training: Training, events_NLC: Floats | None) -> Floats:
+    """Of each row what the member says that has not learned from it, N by T."""
+    members_ENT = model.members(training.x_NF, events_NLC)
+    return np.asarray(members_ENT[training.fold_N, np.arange(len(training))])
 
 
 def _identity(columns: dict[str, Tensor], settings: Settings) -> str:

@@ -16,6 +16,7 @@ from components.policy import Inputs, Part, Recommendation, recommend
 from components.reasons import PANELS, TOLD, Reasons, groups
 from features import store
 from features.feature import Floats
+from features.sequence import code
 from features.store import aged
 
 GLUCOSE, WARFARIN = decision.load("glucose_lowering"), decision.load("warfarin")
@@ -90,6 +91,27 @@ def test_where_nothing_is_compared_nothing_is_explained() -> None:
     refused = recommend(GLUCOSE, effects, [Inputs(missing=("hba1c_mmol_mol",))])
     reasons = Reasons.of(GLUCOSE, np.zeros((0, len(NAMES))))
     assert reasons.explain(refused, x_NF, effects, lambda rows: linear(rows).outcome_NK, linear) == refused
+
+
+def test_a_fact_is_taken_away_among_the_newest_facts_too() -> None:
+    """Else a model that reads them would still see it, and the shift would tell of half of it."""
+    longer = decision.parse(decision.path_of("glucose_lowering").read_text(encoding="utf-8") + "\nnewest_events: 3\n")
+    assert len(longer.columns) == len(NAMES) + 9
+    newest = [[code("bmi"), 35.0, 1.0], [code("hba1c"), 60.0, 2.0], [code("bmi"), 34.0, 90.0]]
+    x_NF = np.concatenate([asked(age_years=60, bmi_kg_m2=35), np.reshape(newest, (1, 9))], axis=1)
+
+    def reading(rows: Floats) -> Effects:
+        effects, (_, events_NLC) = linear(rows), longer.split(rows)
+        assert events_NLC is not None
+        effects.outcome_NK[:, 2] += 0.7 * (events_NLC[:, :, 0] == code("bmi")).sum(1)
+        return effects
+
+    effects = reading(x_NF)
+    answers = recommend(longer, effects, [Inputs()])
+    reasons = Reasons.of(longer, np.zeros((0, x_NF.shape[1])))
+    (found,) = reasons.explain(answers, x_NF, effects, lambda rows: reading(rows).outcome_NK, reading)
+    assert parts(found, "sglt2_inhibitor")["body mass index 35 kg/m2"] == pytest.approx(3.5 + 2 * 0.7)
+    assert {group.label for group in groups(longer)} == {group.label for group in groups(GLUCOSE)}
 
 
 # ------------------------------------------------------------------------------------------------------------------------ missing inputs

@@ -18,24 +18,29 @@ from components import bundle, cohort, decision, study
 from components.cohort import Cohort
 from components.models import fusion_training, ridge, trees
 from components.models.fusion import Settings
-from components.tensors import Training
+from components.tensors import Training, training
 from features import events, store
 from features.errors import ConcordantError
 from features.events import PseudonymKey
 from features.feature import Events
+from features.moment import instant
+from features.sequence import COLUMNS_A_FACT, code
 from pipelines.simulate import truth_path
+from serving.explainer import explain
+from serving.inline import Inline
 
 QUICK = Settings(epochs=2, width=8)
 
 
 def small_text() -> str:
-    """The shipped decision with fewer features."""
+    """The shipped decision with fewer features, and the newest facts one after another."""
     raw = yaml.safe_load(decision.path_of("glucose_lowering").read_text(encoding="utf-8"))
     raw["features"] = {
         "history": ["age_years", "female", "hba1c_mmol_mol", "bmi_kg_m2", "egfr_ml_min_173m2", "diabetes_duration_years"],
         "genomics": ["prs_bmi", "cyp2c9_star2"],
         "lifestyle": ["sleep_hours"],
     }
+    raw["newest_events"] = 12
     return yaml.safe_dump(raw, sort_keys=False)
 
 
@@ -122,9 +127,45 @@ def test_a_required_input_is_known_of_everybody_in_the_cohort(made: Study) -> No
 def test_each_member_leaves_its_files_and_a_cross_fitted_prediction_of_every_row(made: Study) -> None:
     for name, folder in made.members.items():
         arrays = load_file(folder / "crossfit.safetensors")
-        assert set(arrays) == {"oof_NT"}, name
-        assert arrays["oof_NT"].shape == (len(made.cohort), 5)
-        assert np.isfinite(arrays["oof_NT"]).all()
+        assert set(arrays) == {"oof_NT"} | ({"without_events_NT"} if name == "fusion" else set()), name
+        assert all(array.shape == (len(made.cohort), 5) and np.isfinite(array).all() for array in arrays.values())
+
+
+def test_store_and_inline_record_hold_the_newest_facts_that_training_would(made: Study, small_export: Path, tmp_path: Path) -> None:
+    rows, serving = (store.Rows.read(made.home / "features" / f"{name}.parquet") for name in ("training", "serving"))
+    store.fill(tmp_path / "store", DECISION.name, DECISION.columns, rows, serving, server=store.Server("sqlite"))
+    read, present = store.OnlineRows(tmp_path / "store").read(serving.patient_ids[:20])
+    assert all(present) and read.x_NF.tobytes() == serving.x_NF[:20].tobytes()
+    own: dict[str, list[Any]] = {}
+    for path in sorted(small_export.glob("*.ndjson")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            resource = json.loads(line)
+            about = resource if resource["resourceType"] == "Patient" else resource.get("subject") or resource.get("patient") or {}
+            own.setdefault(str(about.get("id") or about.get("reference", "")).rpartition("/")[2], []).append({"resource": resource})
+    inline, known = Inline(DECISION, made.key, wall_clock=False), Events(made.table)
+    for raw in sorted(own.keys() & set(events.raw_ids(str(small_export))))[:8]:
+        pseudonym, row = inline.row({"resourceType": "Bundle", "type": "collection", "entry": own[raw]})
+        alone = study.rows_at(DECISION, known, (pseudonym,), np.array([instant(row.as_of)]))
+        use = store.usable(DECISION.columns, alone.x_NF, alone.fact_NF, alone.time_N)
+        wanted = [None if np.isnan(value) else float(value) for value in use.x_NF[0]]
+        assert list(row.features.values()) == wanted
+        assert sum(value is not None for value in wanted[len(DECISION.tabular) :]) >= 3
+
+
+def test_the_network_alone_reads_the_newest_facts_and_none_of_them_is_of_an_option(made: Study) -> None:
+    """Who is prescribed an option has the prescription among the newest facts; who still waits has not."""
+    rows = store.Rows.read(made.home / "features" / "training.parquet")
+    stored_NL = rows.x_NF[:, len(DECISION.tabular) :: COLUMNS_A_FACT]
+    options = [code(f"takes:{drug}") for option in DECISION.options.values() for drug in option.drugs]
+    assert np.isin(stored_NL, options).any(1).mean() > 0.9
+    found = bundle.load(made.home / "published")
+    assert found.fusion.words is not None and len(found.fusion.words) > 10
+    assert not np.isin(found.fusion.words.code_V, options).any()
+    data = training(DECISION, made.cohort, rows.x_NF)
+    assert data.events_NLC is not None and data.events_NLC.shape == (len(rows), 12, COLUMNS_A_FACT)
+    assert not np.isin(data.events_NLC[:, :, 0], options).any()
+    assert data.names == tuple(feature.name for feature in DECISION.tabular) and data.x_NF.shape[1] == len(data.names)
+    assert len(found.ridge.scaler.center_F) == len(data.names)
 
 
 def test_a_dose_decision_is_trained_once_more_without_genomics(tmp_path: Path) -> None:
@@ -163,7 +204,7 @@ def test_the_blend_leaves_everything_that_evaluation_needs(made: Study) -> None:
     arrays, n = load_file(made.home / "effects" / "crossfit.safetensors"), len(made.cohort)
     shapes = {name: array.shape for name, array in arrays.items()}
     wide = dict.fromkeys(("target_NT", "propensity_NK", "aipw_NK", "member_ridge", "member_trees", "member_fusion"), (n, 5))
-    assert shapes == wide | {"sd_NTT": (n, 5, 5)}
+    assert shapes == wide | {"sd_NTT": (n, 5, 5), "without_events_NT": (n, 5)}
     np.testing.assert_array_equal(np.isnan(arrays["aipw_NK"]).any(1), ~made.cohort.observed_N)
     assert all(np.isfinite(array).all() for name, array in arrays.items() if name != "aipw_NK")
 
@@ -178,6 +219,8 @@ def test_metrics_report_and_flow_are_left_for_people(made: Study) -> None:
     wanted = {"policy_regret", "best_fixed_regret", "prescriber_regret", "top_choice_accuracy_when_answering", "share_answered"}
     assert wanted | {"interval_coverage", "verdict"} <= set(found)
     assert found["policy_regret"] < found["prescriber_regret"]
+    assert found["value_of_sequence_error_mmol_mol_low"] <= found["value_of_sequence_error_mmol_mol_high"]
+    assert "sequence_error" in (made.home / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert json.loads((made.home / "evaluation" / "flow.json").read_text(encoding="utf-8")) == [list(step) for step in made.cohort.flow]
 
 
@@ -230,6 +273,11 @@ def test_what_is_published_is_a_bundle_that_answers_as_its_study_does(made: Stud
     assert len(answers) == len(rows)
     assert np.isfinite(answered.outcome_NK).all()
     assert answered.overlap_NK.sum(1) == pytest.approx(np.ones(len(rows)))
+    told = explain(found, rows.x_NF[:5], ["2026"] * 5, "0")
+    for n, one in enumerate(told):
+        assert len(one.contributions) == len(found.decision.tabular)
+        total = {name: one.base[name] + sum(part.by_option[name] for part in one.contributions) for name in DECISION.option_names}
+        assert total == pytest.approx(dict(zip(DECISION.option_names, answered.outcome_NK[n].tolist(), strict=True)), abs=1e-5)
 
 
 def test_where_no_gain_is_shown_everybody_is_answered_the_option_that_is_best_on_average(made: Study) -> None:

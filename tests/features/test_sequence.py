@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from told import DAYS, PATIENTS, Event, T, table, told_events
 
+from features.catalogue import FEATURES, select
 from features.concepts import concepts
 from features.events import PseudonymKey, ingest, read
-from features.feature import DAY_US, AsOf, Events
-from features.sequence import EventSequence, sequence, vocabulary
+from features.feature import DAY_US, AsOf, Events, compute
+from features.sequence import COLUMNS, COLUMNS_A_FACT, EACH_IN_A_ROW, PLACES, EventSequence, code, sequence, vocabulary
 
 WORDS = vocabulary()
 FEW = ("condition:ascvd", "hba1c", "steps_day", "takes:simvastatin")
@@ -120,3 +121,50 @@ def test_one_patient_at_a_time_gives_the_rows_of_many(whole: pa.Table) -> None:
         own = whole.filter(pa.compute.equal(whole["patient_id"], ids[n]))
         alone = sequence(AsOf(Events(own), [ids[n]], time_N[n : n + 1]), WORDS)
         assert bytes_of(alone) == bytes_of(many, slice(n, n + 1))
+
+
+# ------------------------------------------------------------------------------------------------------------------ as columns of a row
+
+
+def row_at(*told: Event, day: float = 0) -> Any:
+    return compute(COLUMNS, AsOf(Events(table(told)), ["anna"], np.array([T + round(day * DAY_US)])))[0].reshape(PLACES, COLUMNS_A_FACT)
+
+
+def test_the_number_of_a_concept_is_its_own_and_exact_in_single_precision() -> None:
+    numbers = [code(word) for word in WORDS]
+    assert len(set(numbers)) == len(WORDS) and min(numbers) > 0
+    assert all(float(np.float32(number)) == number == int(number) for number in numbers)
+    assert code("hba1c") == 10861666.0  # stored rows and models know it by this number: it must never change
+
+
+def test_a_row_holds_the_newest_facts_by_number_value_and_days() -> None:
+    found = row_at(Event("hba1c", -30, 60.0), Event("condition:ascvd", -2, 1.0), Event("egfr", 3, 50.0))
+    assert found[0].tolist() == [code("condition:ascvd"), 1.0, 2.0]
+    assert found[1].tolist() == [code("hba1c"), 60.0, 30.0]
+    assert np.isnan(found[2:]).all()
+
+
+def test_of_one_concept_a_row_holds_some_so_that_others_have_their_place() -> None:
+    device = [Event("steps_day", -day / 100, 4000.0 + day) for day in range(500)]
+    found = row_at(*device, Event("hba1c", -300, 60.0))
+    assert found[: EACH_IN_A_ROW + 1, 0].tolist() == [code("steps_day")] * EACH_IN_A_ROW + [code("hba1c")]
+
+
+def test_a_shorter_row_is_the_beginning_of_a_longer_one_and_names_its_columns() -> None:
+    names = [feature.name for feature in COLUMNS]
+    assert names[:4] == ["event_01_code", "event_01_value", "event_01_days", "event_02_code"]
+    assert len(set(names)) == len(names) == PLACES * COLUMNS_A_FACT
+    assert select(names[:6]) == COLUMNS[:6] and not set(names) & set(FEATURES)
+    at = AsOf(Events(table([Event("hba1c", -30, 60.0)])), ["anna"], np.array([T]))
+    assert compute(COLUMNS[:6], at).tobytes() == compute(COLUMNS, at)[:, :6].tobytes()
+
+
+def test_rows_of_one_patient_at_a_time_are_those_of_many(whole: pa.Table) -> None:
+    known = Events(whole)
+    at = AsOf(known, known.patients, np.full(len(known.patients), known.newest_us))
+    many = compute(COLUMNS, at)
+    assert (~np.isnan(many[:, 0])).mean() > 0.9
+    for n in range(0, len(known.patients), 29):
+        own = whole.filter(pa.compute.equal(whole["patient_id"], known.patients[n]))
+        alone = compute(COLUMNS, AsOf(Events(own), [known.patients[n]], np.array([known.newest_us])))
+        assert alone[0].tobytes() == many[n].tobytes()
