@@ -85,7 +85,8 @@ class Recommendation:
     """The answer for one patient.
 
     `ranked`: options from best to worst expected outcome, in the outcome's unit; without order where `abstained` is EQUIPOISE.
-    `equivalent`: options that can't be told from the best by the minimal important difference. `recommended` is set only where one is left.
+    `equivalent`: options that can't be told from the best by the minimal important difference. `recommended` is set only where one is left,
+    and no option that is left out for want of comparable patients may well be better.
     `preferred`: those in the order of the patient's preferences, where any were given. `changes`: what would change the answer.
     `ruled_out`: drugs that may not be given although their option is not excluded for the same reason.
     """
@@ -226,9 +227,13 @@ def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Flo
         order = sorted(supported, key=lambda k: (names[k] not in preferred, sign * effects.outcome_NK[n, k], k))
         first = [k for k in order if names[k] in preferred] or order  # a guideline's choice stands before any score
         ranked = tuple(_expected(decision, effects, n, k, order, pairs) for k in order)
-        equivalent = tuple(names[k] for k in _not_apart(decision, effects, n, first, sign))
+        unjudged = [] if effects.for_all or first != order else [k for k in permitted if k not in supported]
+        together = _not_apart(decision, effects, n, [*first, *unjudged], sign)
+        equivalent = tuple(names[k] for k in together if k in first)
         code = None if len(equivalent) == 1 else Abstain.EQUIPOISE
         reasons = _guideline(safety, names[order[0]]) + _reasons(decision, ranked, equivalent)
+        if code is None and len(together) > 1:  # the best of those that can be judged need not be the best of all
+            code, reasons = Abstain.LOW_OVERLAP, (_unjudged(decision, order[0], [k for k in together if k in unjudged]),)
         tops = _tops(effects, n, first, sign)
         if code is None and len(set(tops.values())) > 1:
             equivalent = tuple(names[k] for k in order if k == order[0] or k in tops.values())
@@ -276,6 +281,14 @@ def _not_apart(decision: Decision, effects: Effects, n: int, first: Sequence[int
 def _tops(effects: Effects, n: int, first: Sequence[int], sign: float) -> dict[str, int]:
     """The option of `first` that each model family alone puts before the others."""
     return {name: min(first, key=lambda k: (sign * outcome_NK[n, k], k)) for name, outcome_NK in (effects.families or {}).items()}
+
+
+def _unjudged(decision: Decision, best: int, rivals: Sequence[int]) -> str:
+    labels = [entry.label for entry in decision.options.values()]
+    return (
+        f"No single choice: {', '.join(labels[k] for k in rivals)} may be better, but too few comparable patients were given it."
+        f" Of the options that can be compared {labels[best]} is expected to be best."
+    )
 
 
 def _disagreement(decision: Decision, tops: dict[str, int]) -> str:
