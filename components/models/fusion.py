@@ -40,6 +40,7 @@ class Settings:
     effect_penalty: float = 1.0
     dropout: float = 0.2
     propensity_weight: float = 0.05
+    patience: int = 0  # epochs without a gain on rows held back, after which training ends; 0: none are held back, and all epochs run
     seed: int = 0
 
 

@@ -7,6 +7,7 @@ but for the order of the additions.
 Axis suffixes as in `fusion.py`.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import functional
@@ -38,6 +39,7 @@ from features.feature import Floats
 
 SILENCE = timedelta(minutes=10)  # of another process, before it is taken for lost
 CLIP = 2.2  # largest gradient norm of a member
+HELD_BACK = 0.1  # of the rows, where training may end early
 
 
 class _Rows(Dataset[dict[str, Tensor]]):
@@ -86,10 +88,17 @@ class _WholeFiles(TorchCheckpointIO):
 
 
 class _Task(lightning.LightningModule):
-    def __init__(self, network: Network, settings: Settings, sizes: tuple[int, ...], center_E: Any, spread_E: Any) -> None:
+    best: Network  # each member as it was best on the rows held back: part of every checkpoint
+    best_E: Tensor
+
+    def __init__(self, network: Network, settings: Settings, sizes: tuple[int, ...], center_E: Any, spread_E: Any, held: dict[str, Tensor]):
         super().__init__()
         self.network, self.settings, self.sizes, self.steps = network, settings, sizes, 0
         self.center_E, self.spread_E = torch.from_numpy(center_E).float(), torch.from_numpy(spread_E).float()
+        self.held = held
+        if settings.patience:
+            self.best = copy.deepcopy(network).requires_grad_(False)
+            self.register_buffer("best_E", torch.full((network.members,), torch.inf))
 
     def on_train_start(self) -> None:
         """Processes that go on from different epochs would wait for each other, or worse."""
@@ -108,24 +117,49 @@ class _Task(lightning.LightningModule):
         whole, rank, processes = len(batch["target"]), self.global_rank, self.trainer.world_size
         share = slice(whole * rank // processes, whole * (rank + 1) // processes)
         self.network.drop.first, self.network.drop.whole = share.start, whole
+        learns = self._of_other_folds(batch["fold"]) * ~batch["held"]
         kept = torch.rand(len(self.sizes) - 1, whole, device=self.device) >= self.settings.modality_dropout
         present = batch["present"].T.clone()
         present[1:] &= kept
         predicted, effect, logits = self.network(list(torch.split(batch["inputs"][share], list(self.sizes), dim=1)), present[:, share])
-        learns = (batch["fold"][None, :] != torch.arange(self.network.members, device=self.device)[:, None]).float()  # E by N
-        option = batch["option"][None, share, None].expand(self.network.members, -1, 1)
-        given = predicted.gather(2, option).squeeze(2) if self.network.targets > 1 else predicted.squeeze(2)
         seen = learns * batch["observed"][None, :]
-        center_E, spread_E = self.center_E.to(self.device), self.spread_E.to(self.device)
-        target = (batch["target"][None, share] - center_E[:, None]) / spread_E[:, None]
         seen_rows, rows = seen.sum().clamp(min=1), learns.sum().clamp(min=1)  # of the whole batch
         seen, learns = seen[:, share], learns[:, share]
-        loss = (seen * (given - target) ** 2).sum() / seen_rows
+        loss = (seen * self._errors(predicted, {name: column[share] for name, column in batch.items()})).sum() / seen_rows
         if self.network.targets > 1:
+            option = batch["option"][None, share, None].expand(self.network.members, -1, 1)
             chosen = functional.log_softmax(logits, dim=-1).gather(2, option).squeeze(2)
             loss = loss - self.settings.propensity_weight * (learns * chosen).sum() / rows
             loss = loss + self.settings.effect_penalty * (learns[..., None] * effect**2).sum() / rows / effect.shape[-1]
         return loss * (self.network.members * processes)  # DDP takes the mean over the processes
+
+    def _of_other_folds(self, fold: Tensor) -> Tensor:
+        """1 where a member may learn from a row, E by N."""
+        return (fold[None, :] != torch.arange(self.network.members, device=fold.device)[:, None]).float()
+
+    def _errors(self, predicted: Tensor, rows: dict[str, Tensor]) -> Tensor:
+        """Squared errors of the outcomes under what was given, on each member's own scale, E by N."""
+        option = rows["option"][None, :, None].expand(self.network.members, -1, 1)
+        given = predicted.gather(2, option).squeeze(2) if self.network.targets > 1 else predicted.squeeze(2)
+        center_E, spread_E = self.center_E.to(given.device), self.spread_E.to(given.device)
+        return (given - (rows["target"][None] - center_E[:, None]) / spread_E[:, None]) ** 2
+
+    def on_train_epoch_end(self) -> None:
+        """Each member keeps the weights that were best on the rows held back outside of its fold: of them it has learned none."""
+        if not self.settings.patience:
+            return
+        rows = {name: column.to(self.device) for name, column in self.held.items()}
+        self.network.eval()
+        with torch.no_grad():
+            predicted, _, _ = self.network(list(torch.split(rows["inputs"], list(self.sizes), dim=1)), rows["present"].T)
+            counts = self._of_other_folds(rows["fold"]) * rows["observed"][None]
+            loss_E = (counts * self._errors(predicted, rows)).sum(1) / counts.sum(1)
+            better_E = loss_E < self.best_E
+            self.best_E[better_E] = loss_E[better_E]
+            for kept, now in zip(self.best.parameters(), self.network.parameters(), strict=True):
+                kept[better_E] = now[better_E]
+        self.network.train()
+        self.log("held_back", self.best_E.mean())
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Each member by its own norm: clipped together, a wild outcome would reach the member that leaves its fold out."""
@@ -136,7 +170,7 @@ class _Task(lightning.LightningModule):
             g.mul_(scale_E.view(-1, *[1] * (g.dim() - 1)))
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.settings.rate, weight_decay=self.settings.decay)
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.settings.rate, weight_decay=self.settings.decay)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.settings.rate, total_steps=self.steps, pct_start=0.2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -158,7 +192,8 @@ def fit(
 
     With a folder for `checkpoints`, which all processes must share, each epoch's end is kept there until the training has ended, and a run
     of the same rows, settings and code goes on from the last one; it ends in the same weights, bit for bit, as one that was never
-    interrupted.
+    interrupted. With `patience` it may end early: a tenth of the rows is learned by nobody, and each member keeps the weights that were
+    best there. Raises ConcordantError where that leaves nothing to judge by.
     """
     settings = settings or Settings()
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings, and one thread is reproducible anywhere
@@ -167,7 +202,8 @@ def fit(
     words = words or None  # nothing told often enough to be learned
     given, present = inputs(scaler, training.x_NF, words, training.events_NLC)
     observed_N = training.observed_N
-    learned = [training.target_N[observed_N & (training.fold_N != e)] for e in range(FOLDS)]
+    held_N = np.random.default_rng([settings.seed, FOLDS]).random(len(training)) < (HELD_BACK if settings.patience else 0)
+    learned = [training.target_N[observed_N & ~held_N & (training.fold_N != e)] for e in range(FOLDS)]
     center_E, spread_E = np.array([y.mean() for y in learned]), np.array([y.std() for y in learned])
     columns = {
         "inputs": torch.cat(given, dim=1),
@@ -176,13 +212,20 @@ def fit(
         "observed": torch.from_numpy(observed_N).float(),
         "option": torch.tensor(training.option_N),
         "fold": torch.tensor(training.fold_N),
+        "held": torch.from_numpy(held_N),
     }
+    judges = {name: column[torch.from_numpy(held_N)] for name, column in columns.items()}
+    if settings.patience and not all((judges["observed"] > 0)[judges["fold"] != e].any() for e in range(FOLDS)):
+        raise ConcordantError(
+            f"With patience a tenth of the rows is held back: {len(training):,} rows are too few. Train without patience."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = Network(widths(scaler), training.options, training.targets, settings, words=len(words or ()))
-        task = _Task(network, settings, tuple(x.shape[1] for x in given), center_E, spread_E)
+        task = _Task(network, settings, tuple(x.shape[1] for x in given), center_E, spread_E, judges)
         place = None if checkpoints is None else checkpoints / _identity(columns, settings)
         _train(task, _Rows(columns), place, accelerator=accelerator, devices=devices, num_nodes=nodes, precision=precision)
+        network = task.best if settings.patience else network
     model = Fusion(
         network=network.cpu().float().eval(),
         scaler=scaler,
@@ -219,6 +262,8 @@ def _train(task: _Task, rows: _Rows, checkpoints: Path | None, **how: Any) -> No
     keep: list[Callback] = (
         [] if checkpoints is None else [ModelCheckpoint(checkpoints, filename="{epoch}", save_top_k=1, save_last=False, every_n_epochs=1)]
     )
+    if task.settings.patience:
+        keep.append(EarlyStopping("held_back", patience=task.settings.patience, check_on_train_epoch_end=True))
     last = None if checkpoints is None else max(checkpoints.glob("*.ckpt"), key=_epoch, default=None)
     if last is not None:
         batches.set_epoch(_epoch(last) + 1)  # Lightning asks for a resumed epoch's first batch before it tells the epoch
@@ -231,7 +276,7 @@ def _train(task: _Task, rows: _Rows, checkpoints: Path | None, **how: Any) -> No
         trainer = lightning.Trainer(
             max_epochs=task.settings.epochs,
             callbacks=keep,
-            enable_checkpointing=bool(keep),
+            enable_checkpointing=checkpoints is not None,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,

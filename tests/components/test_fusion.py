@@ -10,7 +10,8 @@ from worlds import F, K, N, effect_error, world
 
 from components.models import fusion, fusion_training
 from components.models.fusion import Fusion, Settings
-from components.tensors import FOLDS, Scaler
+from components.tensors import FOLDS, Scaler, Training
+from features.errors import ConcordantError
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 QUICK = Settings(epochs=3)
@@ -93,7 +94,7 @@ class Interrupted(Exception):
     """A power cut."""
 
 
-def interrupted_at(epoch: int, checkpoints: Path) -> None:
+def interrupted_at(epoch: int, checkpoints: Path, settings: Settings = QUICK) -> None:
     """A training that ends as an epoch begins."""
     start = fusion_training._Task.on_train_epoch_start
 
@@ -104,21 +105,64 @@ def interrupted_at(epoch: int, checkpoints: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(fusion_training._Task, "on_train_epoch_start", cut)
-        fusion_training.fit(TRAINING, QUICK, checkpoints=checkpoints)
+        fusion_training.fit(TRAINING, settings, checkpoints=checkpoints)
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_a_run_that_is_resumed_from_its_checkpoint_ends_in_the_same_weights(
-    quick: Fusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
-) -> None:
-    interrupted_at(epoch, tmp_path)
-    begun: list[int] = []
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epoch of every step that is taken."""
+    found: list[int] = []
     step = fusion_training._Task.training_step
-    monkeypatch.setattr(fusion_training._Task, "training_step", lambda task, *a: (begun.append(task.current_epoch), step(task, *a))[1])
-    again = fusion_training.fit(TRAINING, QUICK, checkpoints=tmp_path)
+    monkeypatch.setattr(fusion_training._Task, "training_step", lambda task, *a: (found.append(task.current_epoch), step(task, *a))[1])
+    return found
+
+
+@pytest.mark.parametrize(("epoch", "settings"), [(1, QUICK), (2, QUICK), (2, replace(QUICK, patience=3))])
+def test_a_run_that_is_resumed_from_its_checkpoint_ends_in_the_same_weights(
+    begun: list[int], tmp_path: Path, epoch: int, settings: Settings
+) -> None:
+    whole = fusion_training.fit(TRAINING, settings)
+    interrupted_at(epoch, tmp_path, settings)
+    begun.clear()
+    again = fusion_training.fit(TRAINING, settings, checkpoints=tmp_path)
     assert min(begun) == epoch  # it did go on, and did not begin again
-    np.testing.assert_array_equal(again.members(TRAINING.x_NF), quick.members(TRAINING.x_NF))
+    np.testing.assert_array_equal(again.members(TRAINING.x_NF), whole.members(TRAINING.x_NF))
     assert not list(tmp_path.iterdir())
+
+
+def test_with_patience_a_training_that_only_learns_noise_ends_early_and_is_not_spoilt(begun: list[int]) -> None:
+    """Nothing can be learned here but means: whatever the network does beyond is error."""
+    noise_N = np.random.default_rng(3).normal(size=N)
+    nothing = replace(TRAINING, target_N=noise_N)
+    error = {}
+    for patience in (0, 5):
+        begun.clear()
+        found = fusion_training.fit(nothing, Settings(epochs=60, effect_penalty=0.0, decay=0.0, dropout=0.0, patience=patience))
+        assert found.oof_NT is not None
+        error[patience] = float(((found.oof_NT[np.arange(N), TRAINING.option_N] - noise_N) ** 2).mean())
+        assert max(begun) == 59 if not patience else 5 <= max(begun) < 40
+    assert error[5] < 1.1 * noise_N.var() < 1.2 * noise_N.var() < error[0]
+
+
+def test_rows_that_are_held_back_are_learned_by_nobody() -> None:
+    """Of their outcomes two are left, to judge by, and moved by a hair: whoever learned from them would show it."""
+    settings = replace(QUICK, patience=3)
+    held = np.random.default_rng([settings.seed, FOLDS]).random(N) < fusion_training.HELD_BACK
+    alike_N = TRAINING.target_N.copy()
+    alike_N[held] = np.nan
+    one = np.flatnonzero(held & TRAINING.observed_N)
+    kept = [int(one[TRAINING.fold_N[one] == fold][0]) for fold in (0, 1)]  # something to judge every member by
+    alike_N[kept] = TRAINING.target_N[kept]
+    other_N = alike_N.copy()
+    other_N[kept] += 1e-4  # too little to change which epoch was best, enough to be seen by whoever learned from it
+    found, again = (fusion_training.fit(replace(TRAINING, target_N=y_N), settings).members(TRAINING.x_NF) for y_N in (alike_N, other_N))
+    np.testing.assert_array_equal(found, again)
+
+
+def test_too_few_rows_to_hold_some_back_are_told() -> None:
+    few = Training(**{**vars(TRAINING), **{name: getattr(TRAINING, name)[:8] for name in ("x_NF", "option_N", "target_N", "fold_N")}})
+    with pytest.raises(ConcordantError, match="8 rows are too few"):
+        fusion_training.fit(few, replace(QUICK, patience=2))
 
 
 def test_a_run_of_other_rows_does_not_go_on_from_the_checkpoint(tmp_path: Path) -> None:
