@@ -92,7 +92,8 @@ def scored(name: str, method: str, found: Path) -> dict[str, float]:
     told = {key: float(value) for key, value in a.items() if value.ndim == 0}
     if method not in OURS:
         return told | scores(truth_NK, a["effect_NK"], a["low_NKK"], a["high_NKK"])
-    effects = Effects(outcome_NK=a["outcome_NK"], sd_NKK=a["sd_NKK"], overlap_NK=a["overlap_NK"])
+    families = {name.removeprefix("family_"): value for name, value in a.items() if name.startswith("family_")}
+    effects = Effects(outcome_NK=a["outcome_NK"], sd_NKK=a["sd_NKK"], overlap_NK=a["overlap_NK"], families=families)
     if name.startswith("simulated"):
         told |= answered(decisions.load("glucose_lowering"), effects, truth_NK)
     if "lost_NK" in a:
@@ -118,6 +119,7 @@ def one(name: str, method: str, out: Path) -> None:
     answer = {"sd_NKK": blend.spread(predictions, models["ridge"].covariance(asked_NF)), "overlap_NK": blend.overlap.predict(asked_NF)}
     told = {"cpu_s": time.process_time() - began, "wall_s": time.perf_counter() - clock}
     told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    answer |= {f"family_{member}": predicted for member, predicted in predictions.items()}
     if method == OURS[0] and genomics_F.any():  # the same model asked about the same patients, their genomics lost
         lost_NF = np.where(genomics_F, np.nan, data.test_NF)
         answer["lost_NK"] = blend.target({member: model.predict(lost_NF) for member, model in models.items()})
