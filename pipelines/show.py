@@ -149,22 +149,23 @@ def _validated(console: Console, told: Told) -> None:
 
 def answer(console: Console, told: Told) -> None:
     """The answer for one patient: a small table, the reasons, what would change it, the versions."""
-    console.print(f"[bold]{told['title']}[/], as of {told['as_of'][:10]}")
+    console.print(f"[bold]{escape(told['title'])}[/], as of {told['as_of'][:10]}")
     if told["ranked"]:
         console.print(_options(told))
-    for entry in told["excluded"]:
-        source = f" [{entry['source']}]" if entry["source"] else ""
-        console.print(f"  not offered: {entry['label']} ({entry['code']}: {escape(entry['reason'] + source)})")
+    for what, entries, name in (("not offered", told["excluded"], "label"), ("not to be given", told["ruled_out"], "drug")):
+        for entry in entries:
+            source = f" [{entry['source']}]" if entry["source"] else ""
+            console.print(f"  {what}: {escape(entry[name])} ({entry['code']}: {escape(entry['reason'] + source)})")
     if told["dose_mg_week"] is not None:
         console.print(f"Expected dose: [bold]{told['dose_mg_week']:.1f} mg a week[/]")
     if told["recommended"]:
-        console.print(f"[bold green]Recommended: {told['ranked'][0]['label']}[/]")
+        console.print(f"[bold green]Recommended: {escape(told['ranked'][0]['label'])}[/]")
     else:
         console.print(f"[bold yellow]No single recommendation: {told['abstained']}[/]")
     for reason in told["reasons"]:
         console.print(f"  {escape(reason)}")
     for entry in told["ranked"]:
-        console.print(f"  {entry['label']}: {escape(entry['reason'])}")
+        console.print(f"  {escape(entry['label'])}: {escape(entry['reason'])}")
     if told["changes"]:
         console.print("What would change the answer:")
     for change in told["changes"]:
@@ -191,7 +192,7 @@ def _options(told: Told) -> Table:
         gap = "" if n == 0 else f"{entry['difference_to_best']:+.1f} ({entry['low']:+.1f} to {entry['high']:+.1f})"
         note = "equivalent" if entry["option"] in told["equivalent"] else "behind"
         note = "recommended" if entry["option"] == told["recommended"] else note
-        table.add_row(entry["label"], f"{entry['outcome']:.1f}", gap, f"{entry['overlap']:.0%}", note)
+        table.add_row(escape(entry["label"]), f"{entry['outcome']:.1f}", gap, f"{entry['overlap']:.0%}", note)
     return table
 
 

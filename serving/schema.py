@@ -1,7 +1,7 @@
 """What comes in and what goes out, as types. Unknown fields and non-finite numbers are refused; an error never quotes input."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
@@ -302,5 +302,5 @@ def parsed(kind: type[Model], value: Any) -> Model:
 
 
 def iso(time_us: int) -> str:
-    """A time in microseconds since 1970 UTC as people write it."""
-    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds")
+    """A time in microseconds since 1970 UTC as people write it, whole: cut to the second, a fact of that second would lie after it."""
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat()

@@ -127,10 +127,9 @@ function show(told) {
   const why = told.ranked.filter((o) => o.reason);
   if (why.length) parts.push(make("h3", {}, "Why"), list(why.map((o) => `${o.label}: ${o.reason}`)));
   if (told.preferred.length) parts.push(make("h3", {}, "In the patient's order"), list(told.preferred.map((o) => `${o.label}: ${o.reason}`)));
-  if (told.excluded.length) {
-    parts.push(make("h3", {}, "Not offered"));
-    parts.push(list(told.excluded.map((e) => `${e.label} (${e.code}): ${e.reason}${e.source ? ` Source: ${e.source}` : ""}`), "excluded"));
-  }
+  const out = (name) => (e) => `${name(e)} (${e.code}): ${e.reason}${e.source ? ` Source: ${e.source}` : ""}`;
+  if (told.excluded.length) parts.push(make("h3", {}, "Not offered"), list(told.excluded.map(out((e) => e.label)), "excluded"));
+  if (told.ruled_out.length) parts.push(make("h3", {}, "Drugs not to be given"), list(told.ruled_out.map(out((e) => e.drug)), "excluded"));
   if (told.changes.length) parts.push(make("details", {}, make("summary", {}, "What would change this answer"), list(told.changes)));
   const missing = [...told.not_known, ...told.stale.map((name) => `${name} (too old)`)];
   if (missing.length) parts.push(make("details", {}, make("summary", {}, `Not known or too old: ${missing.length}`), list(missing)));

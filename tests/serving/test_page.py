@@ -73,6 +73,18 @@ def test_an_entered_patient_is_answered_and_the_screenshot_shows_it(opened: "Pag
     assert shown.is_file() and shown.stat().st_size < 300_000  # the README's picture
 
 
+def test_a_drug_that_a_low_kidney_function_rules_out_is_told_beside_its_option(opened: "Page") -> None:
+    opened.click("#enter summary")
+    for name, value in {"birth": "1961", "59261-8": "72", "98979-8": "40", "39156-5": "31", "44054006": "2016"}.items():
+        opened.fill(f"#by-hand [name='{name}']", value)
+    opened.select_option("[name=sex]", "male")
+    opened.check("[name=no-allergy]")
+    opened.click("#by-hand button")
+    opened.wait_for_selector(".verdict")
+    told = opened.inner_text("#answer")
+    assert "Drugs not to be given" in told and "ertugliflozin (BLOCKED): eGFR below 45" in told
+
+
 def test_an_unknown_patient_is_told_without_an_answer(opened: "Page") -> None:
     opened.fill("[name=patient]", "nobody")
     opened.click("#by-id button")
