@@ -47,8 +47,8 @@ class Scores:
     def __len__(self) -> int:
         return len(self.option_N)
 
-    def only(self, rows: Mask) -> "Scores":
-        """Some of the rows."""
+    def only(self, rows: Mask | Ints) -> "Scores":
+        """Some of the rows, by mask or number."""
         return Scores(
             predicted_NK=self.predicted_NK[rows],
             score_NK=self.score_NK[rows],

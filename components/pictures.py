@@ -77,6 +77,32 @@ def line_up(title: str, caption: str, points: Sequence[tuple[float, float, float
     return figure(title, caption, 420, 400, square(points, across, up, 0.0, 0.0, 400))
 
 
+def curve(title: str, caption: str, points: Sequence[tuple[float, float, float, float]], across: str, up: str) -> str:
+    """A line through (x, y, low, high) with a band from low to high, on axes that begin at 0."""
+    width, height, edge = 420.0, 260.0, 46.0
+    seen = [point for point in points if np.isfinite(point).all()]
+    least, most = min([0.0, *(low for *_, low, _ in seen)]), max([1e-9, *(high for *_, high in seen)])
+    last = max([1e-9, *(x for x, *_ in seen)])
+
+    def at(x: float, y: float) -> str:
+        return f"{edge + (width - 2 * edge) * x / last:.1f},{height - edge - (height - 2 * edge) * (y - least) / (most - least):.1f}"
+
+    band = [at(x, high) for x, _, _, high in seen] + [at(x, low) for x, _, low, _ in reversed(seen)]
+    (x0, zero), (x1, _) = at(0, 0).split(","), at(last, 0).split(",")
+    drawn = [
+        f'<polygon class="band" points="{" ".join(band)}"/>',
+        f'<line class="ref" x1="{x0}" y1="{zero}" x2="{x1}" y2="{zero}"/>',
+        f'<polyline class="curve" points="{" ".join(at(x, y) for x, y, *_ in seen)}"/>',
+        *(f'<circle class="bar" cx="{place[0]}" cy="{place[1]}" r="4"/>' for x, y, *_ in seen for place in (at(x, y).split(","),)),
+        text(4, float(at(0, most).split(",")[1]) + 4, number(most), "small"),
+        text(4, float(zero) + 4, "0", "small"),
+        text(width - edge - 30, height - edge + 18, number(last), "small"),
+        text(edge, height - 8, across, "small"),
+        text(4, 18, up, "small"),
+    ]
+    return figure(title, caption, width, height, drawn)
+
+
 def square(points: Sequence[tuple[float, float, float, float]], across: str, up: str, left: float, top: float, size: float) -> list[str]:
     """A calibration plot of (predicted, found, low, high) in a square with its upper left corner at a place."""
     edge = 46.0

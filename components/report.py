@@ -12,6 +12,7 @@ from components.evaluation import Evidence
 from components.gate import Verdict, judge
 from components.groups import SMALLEST_GROUP
 from components.overlap import SMALLEST_OVERLAP
+from components.surest import SHARES
 from components.value import supported
 from features.feature import Floats
 
@@ -20,7 +21,7 @@ STYLE = """body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem 
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin-top:2.4rem;border-bottom:1px solid #d5dde4}
 table{border-collapse:collapse;font-size:.93rem}td,th{padding:.25rem .8rem;text-align:left;vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums}tr:nth-child(even){background:#f3f6f9}
-.bar{fill:#2f6f9f}.off{fill:#c3ced8}.ref{stroke:#9aa7b3;stroke-width:1}.span{stroke:#2f6f9f;stroke-width:1.6}
+.bar{fill:#2f6f9f}.off{fill:#c3ced8}.ref{stroke:#9aa7b3;stroke-width:1}.span{stroke:#2f6f9f;stroke-width:1.6}.curve{fill:none;stroke:#2f6f9f;stroke-width:2}.band{fill:#dbe7f0}
 .note{background:#fff6df;padding:.6rem 1rem;border-left:4px solid #d99a00}
 .verdict{padding:.8rem 1rem;border-left:6px solid;font-size:1.08rem}.pass{background:#e7f4ea;border-color:#2c8a4b}
 .fixed{background:#fff6df;border-color:#d99a00}.blocked{background:#fdeaea;border-color:#b3261e}
@@ -198,12 +199,27 @@ def _worth(evidence: Evidence, metrics: Metrics) -> str:
     rows = [(n.replace("gain_over_", "gain over ").replace(_suffix(decision), ""), *_three(metrics, n)) for n in gains]
     caption = f"Doubly robust gain over the best single option and over what was done, {unit}, by several estimators, with 95 % intervals."
     parts.append(pictures.forest("Value of choosing by patient", caption, rows, 0.0))
+    parts.append(_surest(metrics, unit, _suffix(decision)))
     modalities = [n for n in metrics if n.startswith("value_of_") and f"{n}_low" in metrics]
     if modalities:
         rows = [(n.removeprefix("value_of_").replace(_suffix(decision), ""), *_three(metrics, n)) for n in modalities]
         caption = f"Error of the predicted outcome that each kind of input spares, {unit}: the model refitted without it."
         parts.append(pictures.forest("Value of each kind of input", caption, rows, 0.0))
     return "".join(parts)
+
+
+def _surest(metrics: Metrics, unit: str, suffix: str) -> str:
+    """What answering only the surest would bring; where a simulator tells the truth, how often it is right."""
+    gains = [(share, f"gain_of_surest_{share}{suffix}") for share in SHARES]
+    caption = f"Gain over the best single option, {unit}, among the surest, with 95 % interval: it should fall to the right."
+    points = [(share, *_three(metrics, name)) for share, name in gains if name in metrics]
+    drawn = [pictures.curve("Gain where only the surest are answered", caption, points, "share answered, %", unit)] if points else []
+    if "accuracy_of_surest_100" in metrics:
+        found = [(float(share), float(metrics[f"accuracy_of_surest_{share}"])) for share in SHARES]
+        right = [(share, accuracy, accuracy, accuracy) for share, accuracy in found]
+        caption = "How often the chosen option is truly the best, among the surest; only a simulator knows it."
+        drawn.append(pictures.curve("Accuracy where only the surest are answered", caption, right, "share answered, %", "share right"))
+    return "".join(drawn)
 
 
 def _suffix(decision: Decision) -> str:
