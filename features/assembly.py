@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from features.account import Account
 from features.collector import KINDS, Collected, Collector
+from features.medications import merged as merged_medications
 from features.moment import BEGIN_US, DAY_US, NEVER_US, UNDATED_US
 from features.pseudonym import WIDEST_DAYS
 from features.versions import Resolved, at, merged, resolve
@@ -44,8 +45,8 @@ class Assembly:
     """
 
     def __init__(self, read: Sequence[Collected], again: Collector, offset_us: Callable[[str], int] | None = None) -> None:
-        told = sorted((row, name, drug) for part in read for name, (row, drug) in part.medications.items())
-        again.take_again([one for part in read for one in part.waiting], {name: drug for _, name, drug in reversed(told)})
+        waiting = [one for part in read for one in part.waiting]
+        again.take_again(waiting, merged_medications(part.medications for part in read) if waiting else {})
         self.parts, self._offset_us, self.groups = [*read, again.finish()], offset_us, again.collected.groups
         words = {name: Words.merged([getattr(part, name) for part in self.parts]) for name in ("patients", "concepts", "codes", "units")}
         found = [resolve(np.concatenate([part.read("versions", n) for part in self.parts])) for n in range(self.groups)]

@@ -5,7 +5,6 @@ whoever finishes the table needs one group in memory at a time. Without a spool 
 """
 
 import itertools
-from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from features import fhir, resources
 from features.account import Account
+from features.medications import Leaned, Medications, Table, firsts
 from features.moment import BEGIN_US, NEVER_US, UNDATED_US, readable
 from features.observations import Batch, Observations
 from features.pseudonym import PseudonymKey
@@ -87,7 +87,8 @@ class Collected:
     account: Account = field(default_factory=Account)
     first_rows: list[int] = field(default_factory=list)  # of each patient
     tasks: dict[int, tuple[str, int]] = field(default_factory=dict)  # file and number of lines of each
-    medications: dict[str, tuple[int, str | None]] = field(default_factory=dict)  # row and drug of the first of each id
+    medications: Table = field(default_factory=dict)
+    leaned: Leaned = field(default_factory=dict)
     waiting: list[Waiting] = field(default_factory=list)
     newest_us: tuple[int, int] = (BEGIN_US, BEGIN_US)  # of what is dated: time, recorded
     groups: int = GROUPS
@@ -106,21 +107,24 @@ class Collected:
 class Collector:
     """Turns received lines into columns, keeping account of every one.
 
-    A request's Medication is that of its own file (of a large file, of its own piece of 4 MB), else the first of that id in the source.
-    `known`: who reads a share of a source can't tell what is first; what is not known here waits for the end. None: everything is read
-    here, in order.
+    `known`: who reads a share of a source can't tell which Medication is the first; what is not known here waits for the end. None:
+    everything is read here, in order. `table`: all Medications of the source, where they were read before.
     """
 
     def __init__(
-        self, key: PseudonymKey, now_us: int, spool: Path | None = None, known: Mapping[str, str | None] | None = None, groups: int = GROUPS
+        self,
+        key: PseudonymKey,
+        now_us: int,
+        spool: Path | None = None,
+        known: Mapping[str, str | None] | None = None,
+        groups: int = GROUPS,
+        table: Table | None = None,
     ) -> None:
         self.key, self.now_us = key, now_us
+        self._medications = Medications(known, table)
         self.collected = Collected(spool=spool, groups=1 if spool is None else groups)  # in memory everything is one group
+        self.collected.medications, self.collected.leaned = self._medications.found, self._medications.leaned
         self._digits = len(f"{groups - 1:x}")
-        self._first: dict[str, str | None] = {}
-        self._near: dict[str, str | None] = {}  # Medications of the file that is read
-        self._known = self._first if known is None else known
-        self._medications: Mapping[str, str | None] = ChainMap(self._near, self._known)  # type: ignore[arg-type]
         self._patients: dict[str, int] = {}
         self._groups: list[int] = []  # of each patient
         self._unstored = 0
@@ -134,7 +138,7 @@ class Collector:
     def begin(self, file: str, task: int, place: str = "") -> None:
         """What follows is of a file, or of the piece of it that begins at `place`."""
         self.file, self._task, self._number, self._place = file, task, 0, f"{file}{place}"
-        self._near.clear()
+        self._medications.begin(file, task)
         self._plain = True  # until a line has to be looked at by itself
         self.collected.tasks.setdefault(task, (file, 0))
 
@@ -202,9 +206,9 @@ class Collector:
             identity = f"{kind}/{found.id or f'{self._place}:{self._number}'}"
             self._keep(found, kind, line, self._task << TASK | self._number, identity)
 
-    def take_again(self, waiting: Iterable[Waiting], medications: Mapping[str, str | None]) -> None:
+    def take_again(self, waiting: Iterable[Waiting], table: Table) -> None:
         """Resources that waited for their Medication, now that everything is read; where there is none, they go to quarantine."""
-        self._medications = medications
+        self._medications = Medications(firsts(table), table)
         for one in waiting:
             self.begin(one.file, one.row >> TASK)
             self._keep(one.resource, type(one.resource).__name__, one.line, one.row, one.identity)
@@ -226,12 +230,10 @@ class Collector:
         self.collected.account.refuse(self.file, line, kind, reason, part, self._task)
 
     def _keep(self, found: Any, kind: str, line: int, row: int, identity: str) -> None:
+        self._medications.row = row
         if kind == "Medication":
             if isinstance(found.id, str):
-                drug = self._near[found.id] = fhir.drug(found)
-                self._first.setdefault(found.id, drug)
-                if found.id not in self.collected.medications or row < self.collected.medications[found.id][0]:
-                    self.collected.medications[found.id] = (row, drug)
+                self._medications.add(found.id, fhir.drug(found))
             return
         try:
             flat = fhir.state(found, self._medications)

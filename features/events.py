@@ -18,6 +18,7 @@ from features import resources, source
 from features.account import Account
 from features.assembly import SCHEMA, Assembly
 from features.collector import GROUPS, Collected, Collector
+from features.medications import misled
 from features.moment import BEGIN_US, DAY_US
 from features.pseudonym import PseudonymKey
 from features.source import Line, Task
@@ -31,7 +32,7 @@ Dates = Literal["kept", "shifted"]
 
 def collect(received: Iterable[Line], key: PseudonymKey, now_us: int) -> pa.Table:
     """Events table of some lines, for a single record; what is refused is left out."""
-    collector, task = Collector(key, now_us), 0
+    collector, task = Collector(key, now_us, known={}), 0  # of what is small anyway, all that needs another file may wait
     for line in received:
         if line.file != collector.file:
             collector.begin(line.file, task := task + 1, f"@{task}")
@@ -50,7 +51,7 @@ def of_bundle(bundle: dict[str, Any], key: PseudonymKey, now_us: int) -> pa.Tabl
 
 def of_source(origin: str, key: PseudonymKey, now_us: int) -> pa.Table:
     """Events table of a whole source, in memory: for answers of which nothing is kept."""
-    collector = Collector(key, now_us)
+    collector = Collector(key, now_us, known={})
     for task in source.tasks(origin):
         _take(collector, task, None)
     return _in_memory([collector.finish()], Collector(key, now_us))
@@ -87,15 +88,24 @@ def ingest(
     cleared(out)
     with tempfile.TemporaryDirectory(prefix=".spool", dir=out) as place:
         spool = Path(place)
-        collector = Collector(key, now_us, _folder(spool / "read"), groups=groups)
-        read_tasks(collector, tasks, progress)
+        collected = _collected(Collector(key, now_us, _folder(spool / "read"), groups=groups), tasks, progress)
+        if misled(collected.leaned, collected.medications):
+            medications = collected.medications
+            del collected  # before the second reading needs as much
+            shutil.rmtree(spool / "read")
+            collected = _collected(Collector(key, now_us, _folder(spool / "read"), groups=groups, table=medications), tasks, progress)
         again = Collector(key, now_us, _folder(spool / "again"), groups=groups)
-        assembly = Assembly([collector.finish()], again, offsets(key, dates))
+        assembly = Assembly([collected], again, offsets(key, dates))
         with writer(spool / "events.parquet", groups) as file:
             for table in assembly:
                 file.write_table(table)
         validated = validate(origin, check, assembly.account, checked) if check else None
         return write_account(assembly.account, spool, out, dates, validated)
+
+
+def _collected(collector: Collector, tasks: Iterable[Task], progress: Progress | None) -> Collected:
+    read_tasks(collector, tasks, progress)
+    return collector.finish()
 
 
 def finer(size: int) -> int:

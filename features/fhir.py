@@ -232,9 +232,10 @@ def _drug(resource: MedicationRequest | MedicationStatement, medications: Medica
     if resource.medicationCodeableConcept is not None or not isinstance(reference, str):
         return concepts().find("drug", pairs(resource.medicationCodeableConcept))
     if not reference.startswith("#"):
-        if (identity := reference_id(reference)) not in medications:
-            raise MedicationUnread
-        return medications[identity]
+        try:
+            return medications[reference_id(reference)]
+        except KeyError:
+            raise MedicationUnread from None
     for raw in resource.contained or []:
         inside = resources.gate(bytes(raw))
         if isinstance(inside, resources.Medication) and inside.id == reference[1:]:

@@ -19,12 +19,13 @@ import numpy.typing as npt
 from features.account import Refusal
 from features.assembly import Assembly, Settled, Words
 from features.collector import FACT, Collected, Waiting
+from features.medications import Leaned, Table
 from features.pseudonym import PseudonymKey
 from features.resources import MedicationRequest, MedicationStatement
 from features.versions import VERSION, Resolved
 
 _VOCABULARY = ("concepts", "codes", "units")
-_PLAIN = ("patients", *_VOCABULARY, "first_rows", "tasks", "medications", "newest_us", "groups")  # kept as they are
+_PLAIN = ("patients", *_VOCABULARY, "first_rows", "tasks", "medications", "leaned", "newest_us", "groups")  # kept as they are
 Common = tuple[dict[str, Any], dict[str, Any], Resolved]
 _RESOLVED = ("dropped", "ended", "ended_us", "late", "late_us")
 
@@ -124,7 +125,8 @@ class _Told:
     quarantine: list[Refusal]
     first_rows: list[int]
     tasks: dict[int, tuple[str, int]]
-    medications: dict[str, tuple[int, str | None]]
+    medications: Table
+    leaned: Leaned
     newest_us: tuple[int, int]
     groups: int
     waiting: str  # encrypted

@@ -10,7 +10,7 @@ import io
 import secrets
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +27,8 @@ from features.errors import ConcordantError
 from features.events import Dates, cleared, finer, offsets, read_tasks, write_account, writer
 from features.events import ingest as alone
 from features.footer import Joined
-from features.parts import Place, facts, load, load_settled, of_group, save, save_settled
+from features.medications import Table, firsts, merged, misled
+from features.parts import Part, Place, facts, load, load_settled, of_group, save, save_settled
 from features.pseudonym import PseudonymKey
 from features.source import Task
 from features.validation import Which, validate
@@ -90,7 +91,7 @@ def _medications(tasks: list[Task], key: PseudonymKey, now_us: int) -> dict[str,
     """The drug of each Medication in the files that a single reader would have read before the others."""
     collector = Collector(key, now_us)
     read_tasks(collector, tasks, holding=b'"Medication"')
-    return {name: drug for name, (_, drug) in collector.collected.medications.items()}
+    return firsts(collector.collected.medications)
 
 
 def planned(place: Place) -> Plan:
@@ -108,15 +109,31 @@ def read_share(place: str, share: int, key: PseudonymKey, in_turn: bool = False)
     told = planned(there)
     if there.local is not None:
         there.local.mkdir(parents=True, exist_ok=True)
+    numbers = there.in_turn("task", told.largest_first) if in_turn else told.shares[share]
+    return _read(there, told, f"part-{share:04d}", numbers, key)
+
+
+def _read(there: Place, told: Plan, name: str, numbers: Iterable[int], key: PseudonymKey, table: Table | None = None) -> int:
+    """Read some tasks into a part of that name, in place of what it held; returns the number of resources."""
     with tempfile.TemporaryDirectory(prefix=".share", dir=there.local) as folder:
         spool = Path(folder) / "columns"
         spool.mkdir()
-        collector = Collector(key, told.now_us, spool, told.medications, told.groups)
-        numbers = there.in_turn("task", told.largest_first) if in_turn else told.shares[share]
+        collector = Collector(key, told.now_us, spool, told.medications, told.groups, table)
         read_tasks(collector, (told.tasks[number] for number in numbers))
         collected = collector.finish()
-        save(collected, there, f"part-{share:04d}", key)
+        save(collected, there, name, key)
     return sum(collected.account.received.values())
+
+
+def _parts(there: Place, told: Plan, names: list[str], key: PseudonymKey) -> list[Part]:
+    """What all shares left; read again is a share whose orders took another file's Medication although their own has it."""
+    parts = [load(there, name, key) for name in names]
+    table = merged(part.medications for part in parts) if any(part.leaned for part in parts) else {}
+    for n, part in enumerate(parts):
+        if misled(part.leaned, table):
+            _read(there, told, names[n], sorted(part.tasks), key, table)
+            parts[n] = load(there, names[n], key)
+    return parts
 
 
 def settle(place: str, key: PseudonymKey, dates: Dates = "kept", check: Which | None = None) -> dict[str, Any]:
@@ -128,7 +145,7 @@ def settle(place: str, key: PseudonymKey, dates: Dates = "kept", check: Which | 
         spool = Path(folder) / "columns"
         spool.mkdir()
         again = Collector(key, told.now_us, spool, {}, told.groups)
-        assembly = Assembly([load(there, name, key) for name in names], again)
+        assembly = Assembly(_parts(there, told, names, key), again)
         save_settled(assembly, there, [*names, "part-again"])
         save(again.collected, there, "part-again", key)
     account = assembly.account
