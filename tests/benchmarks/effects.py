@@ -180,7 +180,7 @@ def of_answers(results: dict[tuple[str, str], dict[str, float]]) -> str:
             named = sum(result["named"] for result in found)
             right = sum(result["named"] * result["named_right"] for result in found if result["named"]) / named if named else float("nan")
             cells = [f"{rows:,}", mean(found, "coverage", 3), f"{np.mean([r['share_named'] for r in found]):.1%} ({named:,.0f})"]
-            told.append((*cells, f"{right:.1%}", mean(found, "named_regret")))
+            told.append((*cells, f"{right:.1%}" if named else "-", mean(found, "named_regret")))
     return table("### One option named alone, over the seeds", columns, told)
 
 
