@@ -21,6 +21,7 @@ from components.artifact import BundleError, bundle_in, seal, verify
 from components.decision import Decision
 from components.effects import Blend, Effects
 from components.models.fusion import Fusion
+from components.models.recent import Words
 from components.models.ridge import Ridge
 from components.models.trees import Trees
 from components.policy import Abstain, Mask, Recommendation, inputs, recommend, refused
@@ -34,6 +35,7 @@ from components.safety import Facts, Safety, evaluate
 from components.thresholds import nearest
 from features import catalogue
 from features.feature import Floats, Ints
+from features.sequence import COLUMNS_A_FACT
 from features.store import Rows, usable
 
 FORMAT = 4
@@ -169,7 +171,7 @@ def write(folder: Path, decision_text: str, models: dict[str, Path], blend: Blen
     told = {"format": FORMAT, "columns": [f.name for f in decision.columns], "catalogue": catalogue.digest(decision.columns)}
     _write_json(folder / "features.json", told)
     _write_json(folder / "metrics.json", metrics)
-    selftest = _quantile_rows(x_NF, len(decision.tabular))
+    selftest = _made_up_rows(x_NF[:, : len(decision.tabular)], len(decision.columns), Fusion.load(folder / "fusion").words)
     bundle = _load(folder, "unsealed", selftest)
     _write_json(folder / "selftest.json", {"x_NF": _plain(selftest)} | _numbers(bundle.effects(selftest)))
     return seal(folder)
@@ -234,14 +236,21 @@ def _rules() -> RuleSet:
     return rules
 
 
-def _quantile_rows(x_NF: Floats, tabular: int) -> Floats:
+def _made_up_rows(x_NF: Floats, width: int, words: Words | None) -> Floats:
     """Rows that belong to nobody: quantiles of each feature by itself, and a row with everything missing.
 
-    Behind the tabular features stand the newest facts, whose concepts are numbers that have nothing between them.
+    Behind the tabular features stand facts that nobody told: the concepts that the network knows in turn, with their mean values.
     """
-    known = [(column[~np.isnan(column)], "linear" if f < tabular else "nearest") for f, column in enumerate(x_NF.T)]
-    rows = [[float(np.quantile(c, q, method=how)) if len(c) else math.nan for c, how in known] for q in QUARTILES]  # type: ignore[call-overload]
-    return np.array([*rows, [math.nan] * x_NF.shape[1]])
+    known = [column[~np.isnan(column)] for column in x_NF.T]
+    rows = [[float(np.quantile(c, q)) if len(c) else math.nan for c in known] for q in QUARTILES]
+    told = np.full((len(QUARTILES) + 1, width), math.nan)
+    told[:-1, : x_NF.shape[1]] = rows
+    if words is not None:
+        for q in range(len(QUARTILES)):
+            of_L = np.arange(q, q + (width - x_NF.shape[1]) // COLUMNS_A_FACT) % len(words)
+            facts_LC = np.stack([words.code_V[of_L], words.center_V[of_L], 30.0 * np.arange(1, len(of_L) + 1)], axis=1)
+            told[q, x_NF.shape[1] :] = facts_LC.ravel()
+    return told
 
 
 def _numbers(effects: Effects) -> dict[str, list[list[float | None]]]:

@@ -146,7 +146,7 @@ class Decision(_Frozen):
     largest_doubt: float = Field(default=0.02, gt=0, lt=0.5)  # chance that an option left out of the set is truly better than its best
     required: tuple[str, ...]
     features: dict[Modality, tuple[str, ...]]
-    newest_events: int = Field(default=0, ge=0, le=sequence.PLACES)  # facts before a time that the network reads one after another
+    newest_events: int = Field(default=0, ge=0, le=sequence.MOST)  # facts before a time that the network reads one after another
     references: dict[str, Reference] = Field(default_factory=dict)
     burden_source: BurdenSource | None = None
     negative_controls: tuple[NegativeControl, ...] = ()
@@ -171,19 +171,22 @@ class Decision(_Frozen):
     @cached_property
     def columns(self) -> tuple[Feature, ...]:
         """What a row holds: the tabular features, and behind them the newest facts one after another."""
-        return self.tabular + sequence.COLUMNS[: sequence.COLUMNS_A_FACT * self.newest_events]
+        return self.tabular + (sequence.COLUMNS if self.newest_events else ())
 
     def split(self, x_NF: Floats) -> tuple[Floats, Floats | None]:
         """Rows as the models read them: the tabular features, and the newest facts, N by L by code, value and days; None without any.
 
-        Facts about the options themselves are left out: who is prescribed one has it among the newest, whoever still waits has not.
+        Facts about the options themselves are left out, and older ones move up: who is prescribed one has it among the newest, whoever
+        still waits has not. A row holds more places than are read, so that a few may go.
         """
         width = len(self.tabular)
         if not self.newest_events:
             return x_NF, None
         events_NLC = x_NF[:, width:].reshape(len(x_NF), -1, sequence.COLUMNS_A_FACT)
-        told_NL = ~np.isin(events_NLC[:, :, 0], self._option_codes)
-        return x_NF[:, :width], np.where(told_NL[:, :, None], events_NLC, np.nan)
+        gone_NL = np.isnan(events_NLC[:, :, 0]) | np.isin(events_NLC[:, :, 0], self._option_codes)
+        events_NLC = np.where(gone_NL[:, :, None], np.nan, events_NLC)
+        order_NL = np.argsort(gone_NL, axis=1, kind="stable")[:, : self.newest_events]
+        return x_NF[:, :width], np.take_along_axis(events_NLC, order_NL[:, :, None], axis=1)
 
     @cached_property
     def _option_codes(self) -> list[float]:

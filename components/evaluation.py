@@ -43,7 +43,7 @@ class Evidence:
     x_NF: Floats  # raw features, the reference equations' extra ones behind the decision's own
     names: tuple[str, ...]
     without_genomics_NT: Floats | None = None
-    without_events_NT: Floats | None = None  # of the network, asked without the newest facts
+    without_events_NT: Floats | None = None  # of the network, refitted without the newest facts
     truth_NK: Floats | None = None  # expected outcome under every option, from a simulator
     champion_NT: Floats | None = None  # out-of-fold targets of the model in use, NaN for patients whom it does not know
     champion: str = ""
@@ -337,7 +337,8 @@ def _truth_metrics(evidence: Evidence, answers: list[Recommendation]) -> Metrics
         "interval_coverage": float(covered.mean()),
         "pairwise_error_rms": float(np.sqrt(np.mean(error**2))),
     }
-    metrics |= of_truth(evidence.effects, choice_N, truth_NK, sign)
+    offered_N = supported(sign * evidence.effects.outcome_NK, evidence.effects.overlap_NK, SMALLEST_OVERLAP)
+    metrics |= of_truth(evidence.effects, offered_N, truth_NK, sign)
     metrics |= {f"fixed_regret_{name}": float(value) for name, value in zip(names, fixed_K, strict=True)}
     metrics["top_choice_accuracy_when_answering"] = float(np.mean([k == best_N[n] for n, k in answered])) if answered else None
     return metrics

@@ -227,7 +227,9 @@ def _rank(decision: Decision, effects: Effects, n: int, pairs: tuple[Floats, Flo
         order = sorted(supported, key=lambda k: (names[k] not in preferred, sign * effects.outcome_NK[n, k], k))
         first = [k for k in order if names[k] in preferred] or order  # a guideline's choice stands before any score
         ranked = tuple(_expected(decision, effects, n, k, order, pairs) for k in order)
-        unjudged = [] if effects.for_all or first != order else [k for k in permitted if k not in supported]
+        ahead = any(names[k] in preferred for k in order)  # then only another of the guideline's choices could be better
+        left = [k for k in permitted if k not in supported and (not ahead or names[k] in preferred)]
+        unjudged = [] if effects.for_all else left
         together = _not_apart(decision, effects, n, [*first, *unjudged], sign)
         equivalent = tuple(names[k] for k in together if k in first)
         code = None if len(equivalent) == 1 else Abstain.EQUIPOISE

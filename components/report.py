@@ -211,7 +211,7 @@ def _worth(evidence: Evidence, metrics: Metrics) -> str:
 def _surest(metrics: Metrics, unit: str, suffix: str) -> str:
     """What answering only the surest would bring; where a simulator tells the truth, how often it is right."""
     gains = [(share, f"gain_of_surest_{share}{suffix}") for share in SHARES]
-    caption = f"Gain over the best single option, {unit}, among the surest, with 95 % interval: it should fall to the right."
+    caption = f"Gain over the best single option, {unit}, among the surest, with 95 % interval; where both choose the same it is 0."
     points = [(share, *_three(metrics, name)) for share, name in gains if name in metrics]
     drawn = [pictures.curve("Gain where only the surest are answered", caption, points, "share answered, %", unit)] if points else []
     if "accuracy_of_surest_100" in metrics:

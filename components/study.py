@@ -67,7 +67,8 @@ def fill_store(decision: Decision, features: Path, folder: Path, home: str) -> s
     rows, serving = store.Rows.read(features / "training.parquet"), store.Rows.read(features / "serving.parquet")
     server = store.Server.chosen()
     store.fill(folder, decision.name, decision.columns, rows, serving, Path(home) if home else None, server)
-    return f"{len(decision.columns)} features in {len(decision.features)} views, {len(serving):,} patients online ({server.kind})"
+    views = len({feature.modality for feature in decision.columns})
+    return f"{len(decision.columns)} features in {views} views, {len(serving):,} patients online ({server.kind})"
 
 
 def train(decision: Decision, cohort: Cohort, features: Path, fit: Callable[[Training], Any], folder: Path) -> str:
@@ -76,8 +77,8 @@ def train(decision: Decision, cohort: Cohort, features: Path, fit: Callable[[Tra
     model = fit(data)
     model.save(folder)
     arrays = {"oof_NT": model.oof_NT}
-    if getattr(model, "without_events_NT", None) is not None:  # the network alone reads them
-        arrays["without_events_NT"] = model.without_events_NT
+    if getattr(model, "words", None) is not None:  # the network alone reads the newest facts
+        arrays["without_events_NT"] = fit(replace(data, events_NLC=None)).oof_NT
     if decision.outcome.kind == "dose" and "genomics" in decision.features:
         arrays["without_genomics_NT"] = fit(data.without("genomics")).oof_NT
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "crossfit.safetensors")

@@ -35,7 +35,9 @@ def select(names: Sequence[str]) -> tuple[Feature, ...]:
 
 def digest(features: Sequence[Feature]) -> str:
     """Digest of names, order, units and windows: a row written under one digest is not read under another."""
-    told = [(f.name, f.modality, f.unit, f.concepts, f.valid_days) for f in features]
+    told: list[object] = [(f.name, f.modality, f.unit, f.concepts, f.valid_days) for f in features]
+    if any(f.modality == "sequence" for f in features):
+        told.append(sequence.meaning())
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 

@@ -20,6 +20,7 @@ from features.feature import AsOf, Feature, Floats, Ints, Known
 LENGTH = 64
 EACH = 16  # of one concept: a device that reports every few minutes must not push everything else out
 PLACES, EACH_IN_A_ROW = 32, 8  # the same for the columns of a row
+MOST = 24  # of its places that a decision may ask for: what is left out of a row must not leave it short
 
 
 def vocabulary(tables: Concepts | None = None) -> tuple[str, ...]:
@@ -99,8 +100,8 @@ def code(word: str) -> float:
 
 @cache
 def _coded() -> tuple[tuple[str, ...], Floats]:
-    """The vocabulary, and the number of each word behind that of no fact."""
-    words = vocabulary()
+    """The vocabulary but for inherited scores, which are of genomics, and the number of each word behind that of no fact."""
+    words = tuple(word for word in vocabulary() if not word.startswith("prs_"))
     return words, np.array([np.nan, *map(code, words)])
 
 
@@ -109,6 +110,11 @@ def _in_rows(at: AsOf) -> Floats:
     words, code_V = _coded()
     found = sequence(at, words, PLACES, EACH_IN_A_ROW)
     return np.stack([code_V[found.concept_NL], found.value_NL, found.days_NL], axis=2).astype(np.float64)
+
+
+def meaning() -> tuple[tuple[str, ...], int, int]:
+    """What the columns of a row depend on beside their names: the concepts that take places, and how many there are."""
+    return _coded()[0], PLACES, EACH_IN_A_ROW
 
 
 def _column(place: int, c: int) -> Callable[[AsOf], Floats]:

@@ -84,7 +84,7 @@ def frame(table: Any, as_of_us: int | None, decision: str | None) -> Any:
     from features.feature import AsOf, Events, compute
 
     known = Events(table)
-    features = load(decision).columns if decision else tuple(catalogue.FEATURES.values())
+    features = load(decision).tabular if decision else tuple(catalogue.FEATURES.values())
     at = known.newest_us if as_of_us is None else as_of_us
     columns = compute(features, AsOf(known, known.patients, np.full(len(known.patients), at)))
     stamp = datetime.fromtimestamp(at / 1e6, UTC)

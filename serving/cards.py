@@ -41,7 +41,7 @@ def cards_for_orders(answer: Response, subject: str, selected: set[str]) -> list
 
 def _options(answer: Response, subject: str, behind: OptionAnswer | None = None) -> Card:
     shown = _card(answer, _summary(answer, behind), "warning" if behind else "info", _detail(answer))
-    if answer.ranked:
+    if answer.ranked and answer.abstained != "LOW_OVERLAP":  # one button would name a best where there is none
         named = [entry for entry in answer.ranked if entry.option in answer.equivalent]
         shown["suggestions"] = [_suggestion(answer, entry, subject) for entry in named]
         shown["selectionBehavior"] = "at-most-one"

@@ -207,6 +207,7 @@ def response(bundle: Bundle, answer: Recommendation, row: FeatureRow, request_id
     """The answer for one patient as it leaves the house."""
     decision = bundle.decision
     drugs = concepts().drugs
+    asked = {feature.name for feature in decision.tabular}.difference(row.stale, row.implausible)
     out = tuple(RuledOutDrug(**vars(entry), rxnorm=drugs[entry.drug]) for entry in answer.ruled_out)
     codes = {name: _without(option.codes, [entry for entry in out if entry.option == name]) for name, option in decision.options.items()}
     ranked = tuple(
@@ -233,7 +234,7 @@ def response(bundle: Bundle, answer: Recommendation, row: FeatureRow, request_id
         dose_mg_week=answer.dose_mg_week,
         notes=tuple(Remark(**vars(note)) for note in answer.notes),
         ruleset_version=answer.ruleset,
-        not_known=tuple(name for name, value in row.features.items() if value is None and name not in (*row.stale, *row.implausible)),
+        not_known=tuple(name for name, value in row.features.items() if value is None and name in asked),
         stale=row.stale,
         implausible=row.implausible,
         freshness={name: row.ages[name] for name in decision.required if name in row.ages},

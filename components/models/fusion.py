@@ -100,7 +100,6 @@ class Fusion:
     settings: Settings
     words: Words | None = None  # of the newest facts, where it was trained with them
     oof_NT: Floats | None = None
-    without_events_NT: Floats | None = None  # the same asked without the newest facts
 
     def members(self, x_NF: Floats, events_NLC: Floats | None = None) -> Floats:
         """Expected target by member, E by N by T. Without events the newest facts count as absent."""

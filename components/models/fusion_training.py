@@ -90,6 +90,7 @@ class _WholeFiles(TorchCheckpointIO):
 class _Task(lightning.LightningModule):
     best: Network  # each member as it was best on the rows held back: part of every checkpoint
     best_E: Tensor
+    waited: Tensor  # epochs since any member gained
 
     def __init__(self, network: Network, settings: Settings, sizes: tuple[int, ...], center_E: Any, spread_E: Any, held: dict[str, Tensor]):
         super().__init__()
@@ -99,6 +100,7 @@ class _Task(lightning.LightningModule):
         if settings.patience:
             self.best = copy.deepcopy(network).requires_grad_(False)
             self.register_buffer("best_E", torch.full((network.members,), torch.inf))
+            self.register_buffer("waited", torch.tensor(0))
 
     def on_train_start(self) -> None:
         """Processes that go on from different epochs would wait for each other, or worse."""
@@ -108,6 +110,8 @@ class _Task(lightning.LightningModule):
                 f"Process {self.global_rank} found a checkpoint of epoch {self.current_epoch}, the first one of epoch {epoch}. "
                 "Give every node the same folder for checkpoints."
             )
+        if self.settings.patience and int(self.waited) >= self.settings.patience:
+            self.trainer.should_stop = True  # it had ended when it was interrupted
 
     def on_train_epoch_start(self) -> None:
         """What is dropped in an epoch depends on seed and epoch alone."""
@@ -156,6 +160,7 @@ class _Task(lightning.LightningModule):
             loss_E = (counts * self._errors(predicted, rows)).sum(1) / counts.sum(1)
             better_E = loss_E < self.best_E
             self.best_E[better_E] = loss_E[better_E]
+            self.waited.copy_(torch.where(better_E.any(), 0, self.waited + 1))
             for kept, now in zip(self.best.parameters(), self.network.parameters(), strict=True):
                 kept[better_E] = now[better_E]
         self.network.train()
@@ -237,8 +242,6 @@ def fit(
         words=words,
     )
     model.oof_NT = _out_of_fold(model, training, training.events_NLC)
-    if words is not None:
-        model.without_events_NT = _out_of_fold(model, training, None)
     return model
 
 

@@ -63,7 +63,7 @@ class Words:
         scaled_M = (value_NL[known_NL] - self.center_V[place_NL[known_NL]]) / self.spread_V[place_NL[known_NL]]
         inputs_NLP[..., 1][known_NL] = np.clip(scaled_M, -LIMIT, LIMIT)
         inputs_NLP[..., 2] = known_NL
-        inputs_NLP[told_NL, 3:] = np.exp(-days_NL[told_NL][:, None] / PAST_DAYS)
+        inputs_NLP[told_NL, 3:] = np.exp(-np.maximum(days_NL[told_NL], 0)[:, None] / PAST_DAYS)
         return inputs_NLP
 
 

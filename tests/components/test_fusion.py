@@ -144,6 +144,25 @@ def test_with_patience_a_training_that_only_learns_noise_ends_early_and_is_not_s
     assert error[5] < 1.1 * noise_N.var() < 1.2 * noise_N.var() < error[0]
 
 
+def test_a_training_that_had_ended_early_is_not_gone_on_with(tmp_path: Path, begun: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    noise_N = np.random.default_rng(3).normal(size=N)
+    settings = Settings(epochs=60, effect_penalty=0.0, decay=0.0, dropout=0.0, patience=2)
+    data = replace(TRAINING, target_N=noise_N)
+
+    def cut(_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(fusion_training.shutil, "rmtree", cut)  # a power cut before the checkpoints are taken away
+        fusion_training.fit(data, settings, checkpoints=tmp_path)
+    last = max(begun)
+    begun.clear()
+    again = fusion_training.fit(data, settings, checkpoints=tmp_path)
+    assert last < 59 and not begun
+    whole = fusion_training.fit(data, settings)
+    np.testing.assert_array_equal(again.members(TRAINING.x_NF), whole.members(TRAINING.x_NF))
+
+
 def test_rows_that_are_held_back_are_learned_by_nobody() -> None:
     """Of their outcomes two are left, to judge by, and moved by a hair: whoever learned from them would show it."""
     settings = replace(QUICK, patience=3)

@@ -16,7 +16,7 @@ from components.policy import Inputs, Part, Recommendation, recommend
 from components.reasons import PANELS, TOLD, Reasons, groups
 from features import store
 from features.feature import Floats
-from features.sequence import code
+from features.sequence import COLUMNS, code
 from features.store import aged
 
 GLUCOSE, WARFARIN = decision.load("glucose_lowering"), decision.load("warfarin")
@@ -96,9 +96,9 @@ def test_where_nothing_is_compared_nothing_is_explained() -> None:
 def test_a_fact_is_taken_away_among_the_newest_facts_too() -> None:
     """Else a model that reads them would still see it, and the shift would tell of half of it."""
     longer = decision.parse(decision.path_of("glucose_lowering").read_text(encoding="utf-8") + "\nnewest_events: 3\n")
-    assert len(longer.columns) == len(NAMES) + 9
+    assert len(longer.columns) == len(NAMES) + len(COLUMNS)
     newest = [[code("bmi"), 35.0, 1.0], [code("hba1c"), 60.0, 2.0], [code("bmi"), 34.0, 90.0]]
-    x_NF = np.concatenate([asked(age_years=60, bmi_kg_m2=35), np.reshape(newest, (1, 9))], axis=1)
+    x_NF = np.concatenate([asked(age_years=60, bmi_kg_m2=35), np.reshape(newest, (1, 9)), np.full((1, len(COLUMNS) - 9), np.nan)], axis=1)
 
     def reading(rows: Floats) -> Effects:
         effects, (_, events_NLC) = linear(rows), longer.split(rows)

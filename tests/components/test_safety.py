@@ -9,12 +9,15 @@ from datetime import date
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import decision, rules, safety
+from components.effects import Effects
+from components.policy import Abstain, Inputs, recommend
 from components.rules import Atom, Expression, Rule, RuleSet
 from components.safety import Allergy, Facts, Measured, Missing, OptionSafety, Safety
 from features.alleles import phenotypes
@@ -199,6 +202,24 @@ def test_a_duplicate_of_the_class_is_blocked_but_the_drug_itself_goes_on() -> No
 
 
 # Heart and kidney ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("condition", "overlap_K", "recommended"),
+    [
+        ("ascvd", [0.3, 0.3, 0.2, 0.19, 0.01], None),  # GLP-1 is preferred as well, and nobody can tell what it would do
+        ("ascvd", [0.3, 0.3, 0.2, 0.01, 0.19], "glp1_receptor_agonist"),  # pioglitazone is not preferred: it comes after both
+        ("heart_failure", [0.3, 0.3, 0.2, 0.1, 0.01], "sglt2_inhibitor"),
+    ],
+)
+def test_of_what_a_guideline_prefers_none_is_the_best_where_one_lacks_comparable_patients(
+    condition: str, overlap_K: list[float], recommended: str | None
+) -> None:
+    outcome_NK = np.array([[-5.0, -6, -14, -30, -20]])
+    effects = Effects(outcome_NK=outcome_NK, sd_NKK=0.1 * (1 - np.eye(5))[None], overlap_NK=np.array([overlap_K]))
+    (found,) = recommend(question(), effects, [Inputs()], [ask(but(conditions={condition: True}))])
+    assert found.recommended == recommended
+    assert (found.abstained is Abstain.LOW_OVERLAP) == (recommended is None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -164,6 +165,11 @@ def test_the_network_alone_reads_the_newest_facts_and_none_of_them_is_of_an_opti
     data = training(DECISION, made.cohort, rows.x_NF)
     assert data.events_NLC is not None and data.events_NLC.shape == (len(rows), 12, COLUMNS_A_FACT)
     assert not np.isin(data.events_NLC[:, :, 0], options).any()
+    concepts = [f"{kind}:{drug}" for kind in ("takes", "start") for option in DECISION.options.values() for drug in option.drugs]
+    before = made.table.filter(pc.invert(pc.is_in(made.table["concept"].cast(pa.string()), pa.array(concepts))))
+    unasked = study.rows_at(DECISION, Events(before), made.cohort.patient_ids, made.cohort.time_N)
+    _, waiting_NLC = DECISION.split(unasked.x_NF)
+    assert waiting_NLC is not None and waiting_NLC.tobytes() == data.events_NLC.tobytes()  # as if the order had not been written yet
     assert data.names == tuple(feature.name for feature in DECISION.tabular) and data.x_NF.shape[1] == len(data.names)
     assert len(found.ridge.scaler.center_F) == len(data.names)
 
@@ -299,6 +305,20 @@ def test_where_no_gain_is_shown_everybody_is_answered_the_option_that_is_best_on
         offered = {entry.option for entry in answer.ranked}
         assert answer.recommended == next(name for name in order if name in offered) or len(answer.reasons) > 2  # a guideline's
         assert "best on average" in answer.reasons[0]
+
+
+def test_the_newest_facts_of_the_self_test_are_made_up(made: Study) -> None:
+    """Quantiles of what few patients have would be those patients' own facts."""
+    told = json.loads((made.home / "published" / "bundle" / "selftest.json").read_text(encoding="utf-8"))["x_NF"]
+    words = bundle.load(made.home / "published").fusion.words
+    assert words is not None
+    for row in told[:-1]:
+        facts = np.array(row[len(DECISION.tabular) :], np.float64).reshape(-1, COLUMNS_A_FACT)
+        place = np.searchsorted(words.code_V, facts[:, 0])
+        np.testing.assert_array_equal(words.code_V[place], facts[:, 0])
+        np.testing.assert_array_equal(words.center_V[place], facts[:, 1])
+        assert facts[:, 2].tolist() == [30.0 * n for n in range(1, len(facts) + 1)]
+    assert set(told[-1]) == {None}
 
 
 def test_nobody_is_in_what_is_published(made: Study, small_export: Path) -> None:

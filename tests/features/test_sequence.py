@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from told import DAYS, PATIENTS, Event, T, table, told_events
 
-from features.catalogue import FEATURES, select
+from features import sequence as sequence_module
+from features.catalogue import FEATURES, digest, select
 from features.concepts import concepts
 from features.events import PseudonymKey, ingest, read
 from features.feature import DAY_US, AsOf, Events, compute
@@ -168,3 +169,13 @@ def test_rows_of_one_patient_at_a_time_are_those_of_many(whole: pa.Table) -> Non
         own = whole.filter(pa.compute.equal(whole["patient_id"], known.patients[n]))
         alone = compute(COLUMNS, AsOf(Events(own), [known.patients[n]], np.array([known.newest_us])))
         assert alone[0].tobytes() == many[n].tobytes()
+
+
+def test_what_the_columns_mean_is_part_of_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, tabular = digest(COLUMNS), digest(tuple(FEATURES.values()))
+    monkeypatch.setattr(sequence_module, "EACH_IN_A_ROW", EACH_IN_A_ROW + 1)
+    assert digest(COLUMNS) != usual and digest(tuple(FEATURES.values())) == tabular
+
+
+def test_an_inherited_score_is_no_event() -> None:
+    assert np.isnan(row_at(Event("prs_bmi", -3, 1.0))).all()

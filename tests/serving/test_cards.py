@@ -46,7 +46,8 @@ def test_a_card_keeps_to_the_specification(answer: Response) -> None:
 def test_only_options_that_are_not_behind_are_suggested(answer: Response) -> None:
     for card in cards(answer, "Patient/x"):
         labels = [suggestion["label"] for suggestion in card.get("suggestions", ())]
-        assert labels == [f"Propose {entry.label}" for entry in answer.ranked if entry.option in answer.equivalent]
+        wanted = [f"Propose {entry.label}" for entry in answer.ranked if entry.option in answer.equivalent]
+        assert labels == ([] if answer.abstained == "LOW_OVERLAP" else wanted)  # one button would name a best where there is none
 
 
 def _whole(facts: Facts, stale: tuple[str, ...] = ()) -> Response:
