@@ -68,17 +68,6 @@ class Effects:
             families=None if self.families is None else {name: at(found) for name, found in self.families.items()},
         )
 
-    def of_rows(self, rows_N: np.typing.NDArray[np.bool_]) -> "Effects":
-        """The effects of some rows alone, without families."""
-        return replace(
-            self,
-            outcome_NK=self.outcome_NK[rows_N],
-            sd_NKK=self.sd_NKK[rows_N],
-            overlap_NK=self.overlap_NK[rows_N],
-            dose_N=None if self.dose_N is None else self.dose_N[rows_N],
-            families=None,
-        )
-
     def interval(self, level: float = LEVEL) -> tuple[Floats, Floats]:
         """Lower and upper bound of every pairwise difference."""
         half_NKK = NormalDist().inv_cdf(0.5 + level / 2) * self.sd_NKK

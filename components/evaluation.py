@@ -21,7 +21,7 @@ from components.groups import Mask, groups
 from components.modalities import sequence_value, values
 from components.overlap import SMALLEST_OVERLAP
 from components.policy import Inputs, Recommendation, recommend
-from components.surest import of_truth, surest
+from components.surest import doubt, of_truth, surest
 from components.tensors import FOLDS, Training
 from components.value import concordant_benefit, gain_in_overlap, policy_values, ranking, self_normalised, supported
 from features.feature import Floats
@@ -266,7 +266,8 @@ def _worth(evidence: Evidence, sign: int, unit: str) -> Metrics:
     for name, found in ranking(scores, choice_N, fixed_N, sign, CLIP).items():
         metrics |= triple(f"{name}_{unit}", found)
     seen = evidence.training.observed_N
-    metrics |= surest(evidence.effects.of_rows(seen), scores, (choice_N, fixed_N), sign, unit)
+    doubt_N = doubt(evidence.effects.outcome_NK[seen], evidence.effects.sd_NKK[seen], choice_N, sign)
+    metrics |= surest(doubt_N, scores, (choice_N, fixed_N), sign, unit)
     matched = concordant_benefit(x_NF, scores, choice_N, sign)
     if matched is not None:
         metrics |= triple(f"concordant_benefit_{unit}", matched[:3]) | {"concordant_matched": matched[3]}
@@ -338,7 +339,8 @@ def _truth_metrics(evidence: Evidence, answers: list[Recommendation]) -> Metrics
         "pairwise_error_rms": float(np.sqrt(np.mean(error**2))),
     }
     offered_N = supported(sign * evidence.effects.outcome_NK, evidence.effects.overlap_NK, SMALLEST_OVERLAP)
-    metrics |= of_truth(evidence.effects, offered_N, truth_NK, sign)
+    doubt_N = doubt(evidence.effects.outcome_NK, evidence.effects.sd_NKK, offered_N, sign)
+    metrics |= of_truth(doubt_N, offered_N, truth_NK, sign)
     metrics |= {f"fixed_regret_{name}": float(value) for name, value in zip(names, fixed_K, strict=True)}
     metrics["top_choice_accuracy_when_answering"] = float(np.mean([k == best_N[n] for n, k in answered])) if answered else None
     return metrics
