@@ -35,7 +35,6 @@ from components.models.fusion import Fusion, Network, Settings, inputs, widths
 from components.models.recent import Words
 from components.tensors import FOLDS, Scaler, Training
 from features.errors import ConcordantError
-from features.feature import Floats
 
 SILENCE = timedelta(minutes=10)  # of another process, before it is taken for lost
 CLIP = 2.2  # largest gradient norm of a member
@@ -241,14 +240,9 @@ def fit(
         settings=settings,
         words=words,
     )
-    model.oof_NT = _out_of_fold(model, training, training.events_NLC)
+    members_ENT = model.members(training.x_NF, training.events_NLC)
+    model.oof_NT = members_ENT[training.fold_N, np.arange(len(training))]
     return model
-
-
-def _out_of_fold(model: Fusion, training: Training, events_NLC: Floats | None) -> Floats:
-    """Of each row what the member says that has not learned from it, N by T."""
-    members_ENT = model.members(training.x_NF, events_NLC)
-    return np.asarray(members_ENT[training.fold_N, np.arange(len(training))])
 
 
 def _identity(columns: dict[str, Tensor], settings: Settings) -> str:

@@ -72,7 +72,7 @@ class Recent(nn.Module):
 
     def __init__(self, members: int, words: int, width: int, drop: Dropout) -> None:
         super().__init__()
-        self.members, self.width = members, width
+        self.members = members
         self.word = nn.Parameter(torch.randn(members, words + 1, width) * 0.5)
         self.slope = nn.Parameter(torch.randn(members, words + 1, width) * 0.5)
         self.when = Dense(members, INPUTS - 2, width)
