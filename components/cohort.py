@@ -36,6 +36,7 @@ class Cohort:
     target_N: Floats  # NaN where not observed
     site_N: tuple[str, ...]
     flow: tuple[tuple[str, int], ...]
+    harm_N: Floats | None = None  # what of `target_N` adverse events make up, where they count
     controls: dict[str, Floats] = field(default_factory=dict)  # each negative control in its window, NaN where not measured
 
     def __len__(self) -> int:
@@ -55,6 +56,7 @@ class Cohort:
                 "option": self.option_N,
                 "target": self.target_N,
                 "site": list(self.site_N),
+                **({} if self.harm_N is None else {"harm": self.harm_N}),
                 **{f"control_{name}": control_N for name, control_N in self.controls.items()},
             }
         )
@@ -73,6 +75,7 @@ class Cohort:
             target_N=np.asarray(table["target"]),
             site_N=tuple(table["site"].to_pylist()),
             flow=tuple((str(step), int(count)) for step, count in flow),
+            harm_N=np.asarray(table["harm"]) if "harm" in table.column_names else None,
             controls={n.removeprefix("control_"): np.asarray(table[n]) for n in table.column_names if n.startswith("control_")},
         )
 
@@ -91,6 +94,7 @@ def found(events: Events, decision: Decision) -> Cohort:
     keep_P, flow = _eligible(events, decision, start_P, option_P)
     rows = np.flatnonzero(keep_P)
     ids, time_N, option_N = [events.patients[p] for p in rows], start_P[rows], option_P[rows]
+    harm_N = None
     if decision.outcome.kind == "dose":
         target_N = _dose(events, decision, ids)
         option_N = band(decision, target_N)
@@ -98,7 +102,7 @@ def found(events: Events, decision: Decision) -> Cohort:
         flow.append(("whose stable dose is on record", int(keep.sum())))
         ids, time_N, option_N, target_N = [i for i, k in zip(ids, keep, strict=True) if k], time_N[keep], option_N[keep], target_N[keep]
     else:
-        target_N = _change(events, decision, ids, time_N)
+        target_N, harm_N = _change(events, decision, ids, time_N)
         flow.append(("of these with an outcome in the window", int((~np.isnan(target_N)).sum())))
     return Cohort(
         patient_ids=tuple(ids),
@@ -107,6 +111,7 @@ def found(events: Events, decision: Decision) -> Cohort:
         target_N=target_N,
         site_N=_sites(events, ids, time_N),
         flow=tuple(flow),
+        harm_N=harm_N,
         controls=_controls(events, decision, ids, time_N),
     )
 
@@ -217,8 +222,8 @@ def _first_seen(events: Events) -> Ints:
     return first_P
 
 
-def _change(events: Events, decision: Decision, ids: list[str], time_N: Ints) -> Floats:
-    """Change of the outcome's concept to the value nearest the target day, plus the weight of a new adverse event."""
+def _change(events: Events, decision: Decision, ids: list[str], time_N: Ints) -> tuple[Floats, Floats | None]:
+    """Change of the outcome's concept to the value nearest the target day, plus the weight of a new adverse event; and that weight."""
     outcome = decision.outcome
     assert outcome.baseline and outcome.window_days and outcome.target_day
     baseline_N = catalogue.FEATURES[outcome.baseline].compute(AsOf(events, ids, time_N))
@@ -231,9 +236,10 @@ def _change(events: Events, decision: Decision, ids: list[str], time_N: Ints) ->
     order = np.lexsort([-np.abs(day_M - outcome.target_day), known.ask_M])  # the nearest to the target day comes last and stays
     target_N[known.ask_M[order]] = known.value_M[order]
     change_N = target_N - baseline_N
-    if outcome.harms:
-        change_N = change_N + outcome.harms.weight * (1 if outcome.better == "lower" else -1) * _harmed(at, decision, time_N)
-    return change_N
+    if not outcome.harms:
+        return change_N, None
+    harm_N = outcome.harms.weight * (1 if outcome.better == "lower" else -1) * _harmed(at, decision, time_N)
+    return change_N + harm_N, harm_N
 
 
 def _controls(events: Events, decision: Decision, ids: list[str], time_N: Ints) -> dict[str, Floats]:

@@ -46,6 +46,7 @@ def join_cohorts(decision: Decision, pieces: Sequence[Path], folder: Path) -> Co
     order_N = np.argsort(np.concatenate([_beside(piece)["cohort"] for piece in pieces]))
     parts = [Cohort.read(piece) for piece in pieces]
     flow = tuple((step, sum(part.flow[n][1] for part in parts)) for n, (step, _) in enumerate(parts[0].flow))
+    harms = [part.harm_N for part in parts if part.harm_N is not None]  # of all parts, or of none
     cohort = Cohort(
         patient_ids=_taken([part.patient_ids for part in parts], order_N),
         time_N=np.concatenate([part.time_N for part in parts])[order_N],
@@ -53,6 +54,7 @@ def join_cohorts(decision: Decision, pieces: Sequence[Path], folder: Path) -> Co
         target_N=np.concatenate([part.target_N for part in parts])[order_N],
         site_N=_taken([part.site_N for part in parts], order_N),
         flow=flow,
+        harm_N=np.concatenate(harms)[order_N] if harms else None,
         controls={name: np.concatenate([part.controls[name] for part in parts])[order_N] for name in parts[0].controls},
     )
     enough(cohort, decision).write(folder)

@@ -30,6 +30,7 @@ class Training:
     option_N: Ints
     target_N: Floats
     fold_N: Ints
+    harm_N: Floats | None = None  # what of `target_N` adverse events make up, on its scale
     events_NLC: Floats | None = None  # newest facts of each row by code, value and days before; NaN where there are fewer
 
     def __len__(self) -> int:
@@ -66,6 +67,7 @@ def training(decision: Decision, cohort: Cohort, x_NF: Floats) -> Training:
         option_N=cohort.option_N,
         target_N=np.asarray(transform(decision, cohort.target_N), np.float64),
         fold_N=_folds(decision, cohort),
+        harm_N=cohort.harm_N if decision.outcome.transform == "none" else None,  # roots of parts don't add up
         events_NLC=events_NLC,
     )
 

@@ -2,13 +2,15 @@
 
 Each coefficient is normal about 0 with the spread of its group (all that one feature does to the options' differences, say) times the
 spread of the group's family (a modality). Groups have half-Cauchy priors: what differs little is shrunk to almost nothing, what differs
-much is left alone: the horseshoe (Carvalho, Polson & Scott, Biometrika 2010) for groups, in the sampler of Makalic & Schmidt (IEEE Signal
-Processing Letters 2016). Families have a prior that says how much the caller expects, worth a few coefficients. Where the data can't tell
-how strongly to shrink, the average over all that they allow is taken: on few rows a single best spread is often zero, and then nobody
-would be treated as different from anybody.
+much is left alone: the horseshoe (Carvalho, Polson & Scott, Biometrika 2010) for groups. As in the regularised horseshoe (Piironen &
+Vehtari, Electronic Journal of Statistics 2017) a spread has bounds, and it lies on a grid, so that it is drawn from all that it may be at
+once. On 2,000 rows of 30 simulated worlds the bounds cost 0.02 mmol/mol of regret less than far tails, the grid 0.02 less than a chain
+that walks (Makalic & Schmidt, IEEE Signal Processing Letters 2016). Families have a prior that says how much the caller expects, worth a
+few coefficients. Where the data can't tell how strongly to shrink, the average over all that they allow is taken: on few rows a single
+best spread is often zero, and then nobody would be treated as different from anybody.
 
 Only the Gram matrix of the design is looked at, so that the cost does not grow with the rows. Axis suffixes: D columns, G groups,
-H families, S draws.
+H families, S draws, V values that a spread may have.
 """
 
 from collections.abc import Callable
@@ -20,15 +22,16 @@ from threadpoolctl import threadpool_limits
 
 from features.feature import Floats, Ints
 
-BURN, DRAWS = 60, 150
-FLAT = 100.0  # prior variance of what is not shrunk, in variances of the outcome
+BURN, DRAWS, STEPS = 100, 150, 2  # steps that are forgotten, draws that are kept, steps from one to the next
 WORTH = 4.0  # coefficients that the expected spread of a family counts as
+SPREAD_V = np.geomspace(0.05, 5, 24)  # of a group, in those of its family
+HALF_CAUCHY_V = np.log(SPREAD_V) - np.log1p(SPREAD_V**2)  # log density of the logarithm of a half-Cauchy spread, up to a constant
 SMALLEST = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Group of every column (-1: not shrunk), the family of every group, and the variance expected of a family's coefficients.
+    """Group of every column, the family of every group, and the variance expected of a family's coefficients.
 
     Variances are in those of the outcome.
     """
@@ -38,12 +41,12 @@ class Groups:
     expected_H: Floats
 
     @classmethod
-    def of(cls, names: list[tuple[str, str] | None], expected: Callable[[str], float]) -> "Groups":
-        """From the (family, group) of every column, None where it is not shrunk, and the variance expected in each family."""
-        groups = sorted({name for name in names if name is not None})
+    def of(cls, names: list[tuple[str, str]], expected: Callable[[str], float]) -> "Groups":
+        """From the (family, group) of every column, and the variance expected in each family."""
+        groups = sorted(set(names))
         families = sorted({family for family, _ in groups})
         index = {name: g for g, name in enumerate(groups)}
-        group_D = np.array([-1 if name is None else index[name] for name in names], np.int64)
+        group_D = np.array([index[name] for name in names], np.int64)
         family_G = np.array([families.index(family) for family, _ in groups], np.int64)
         return cls(group_D=group_D, family_G=family_G, expected_H=np.array([expected(family) for family in families]))
 
@@ -64,29 +67,30 @@ def sample(gram_DD: Floats, cross_D: Floats, square: float, rows: int, groups: G
     return Posterior(mean_D=mean_D * unit, draws_SD=draws_SD * unit)
 
 
-def _chain(gram_DD: Floats, cross_D: Floats, rows: int, groups: Groups, count: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+def _chain(gram_DD: Floats, cross_D: Floats, rows: int, groups: Groups, draws: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """`cross_D` for an outcome of variance 1. Conditional means are averaged, which is less noisy than the draws."""
-    shrunk_D, group_D, family_G = groups.group_D >= 0, np.maximum(groups.group_D, 0), groups.family_G
-    size_G = np.bincount(groups.group_D[shrunk_D], minlength=len(family_G))
+    group_D, family_G = groups.group_D, groups.family_G
+    size_G = np.bincount(group_D)
     size_H = np.bincount(family_G, weights=size_G)
-    local_G, local_aux_G = np.ones(len(family_G)), np.ones(len(family_G))
-    family_H = groups.expected_H.copy()
-    noise, total_D, draws = 1.0, np.zeros(len(cross_D)), []
-    for step in range(BURN + count):
-        prior_D = np.where(shrunk_D, np.maximum((family_H[family_G] * local_G)[group_D], SMALLEST), FLAT)
+    fixed_GV = HALF_CAUCHY_V - size_G[:, None] * np.log(SPREAD_V)
+    local_G, family_H = np.ones(len(family_G)), groups.expected_H.copy()
+    noise, total_D, kept = 1.0, np.zeros(len(cross_D)), []
+    for step in range(-BURN, draws * STEPS):
+        prior_D = np.maximum(family_H[family_G] * local_G, SMALLEST)[group_D]
         system_DD = gram_DD / noise
         system_DD[np.diag_indices_from(system_DD)] += 1 / prior_D
         lower_DD = cholesky(system_DD, lower=True, overwrite_a=True, check_finite=False)
         mean_D = cho_solve((lower_DD, True), cross_D / noise, check_finite=False)
         weight_D = mean_D + solve_triangular(lower_DD, rng.standard_normal(len(cross_D)), lower=True, trans="T", check_finite=False)
-        if step >= BURN:
+        if step >= 0:
             total_D += mean_D
-            draws.append(weight_D)
+            if step % STEPS == 0:
+                kept.append(weight_D)
         left = rows - 2 * weight_D @ cross_D + weight_D @ gram_DD @ weight_D  # residual sum of squares: y'y is `rows`
         noise = max(left, SMALLEST) / 2 / rng.gamma(rows / 2)
-        square_G = np.bincount(group_D[shrunk_D], weights=weight_D[shrunk_D] ** 2, minlength=len(family_G))
-        local_G = (1 / local_aux_G + square_G / family_H[family_G] / 2) / rng.gamma((size_G + 1) / 2)
-        local_aux_G = (1 + 1 / local_G) / rng.gamma(1.0, size=len(local_G))
-        square_H = np.bincount(family_G, weights=square_G / local_G, minlength=len(size_H))
+        square_G = np.bincount(group_D, weights=weight_D**2)
+        told_GV = fixed_GV - (square_G / family_H[family_G] / 2)[:, None] / SPREAD_V**2
+        local_G = SPREAD_V[(told_GV + rng.gumbel(size=told_GV.shape)).argmax(1)] ** 2  # one draw of each group's distribution on the grid
+        square_H = np.bincount(family_G, weights=square_G / local_G)
         family_H = (WORTH * groups.expected_H + square_H) / 2 / rng.gamma((size_H + WORTH) / 2)
-    return total_D / count, np.stack(draws)
+    return total_D / (draws * STEPS), np.stack(kept)
